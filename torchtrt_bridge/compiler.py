@@ -1,0 +1,212 @@
+"""compile() and build(): the whole data flow, on one screen.
+
+    model, inputs -> capture -> select a backend: cast, convert, build -> TRTModule -> verify -> TRTModule with a report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from .backends.base import Place
+from .capture import CapturedModel, capture
+from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
+from .options import BuildOptions
+from .precision import Precision
+from .progress import Stages
+from .report import Report
+from .runtime.module import TRTModule
+from .selection import convert_and_check
+from .verify import TF32, Row, Tolerance, verify as verify_against_eager
+
+_log = logging.getLogger("torchtrt_bridge")
+
+
+def compile(
+    model: nn.Module,
+    inputs: Any,
+    precision: Any = "fp32",
+    *,
+    backend: str = "auto",
+    dynamic_shapes: Any = None,
+    dynamic_batch: tuple[int, int, int] | None = None,
+    device: torch.device | str | None = None,
+    verify: bool | Tolerance = True,
+    build: BuildOptions | None = None,
+    source: bool = False,
+    max_contexts: int = 8,
+    **unknown: Any,
+) -> TRTModule:
+    """A drop-in module that runs ``model`` on TensorRT.
+
+    Args:
+        model: in eval mode. It is left as it was.
+        inputs: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
+            arguments. Their shapes are fixed unless made dynamic below.
+        precision: ``"fp32"`` (true fp32), ``"fp16"`` or ``"bf16"``. Inputs and results keep the model's dtypes.
+        backend: ``"auto"`` (the first route that converts and verifies) or a route's name.
+        dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
+        dynamic_batch: ``(min, opt, max)``, the short form for axis 0 of every input with the first one's batch size.
+        device: where the result runs; None means where the model's parameters are. On the CPU, ONNX Runtime or
+            PyTorch runs it, with a :class:`~torchtrt_bridge.errors.RunsOnCPU` warning.
+        verify: compare with the eager model at the example's sizes and at the ends of every dynamic range. True takes
+            the precision's default :class:`~torchtrt_bridge.Tolerance`; False skips it, and the report says so.
+        build: settings of TensorRT's builder.
+        source: keep the captured program in the module and its file, so that :meth:`TRTModule.rebuild` can build it
+            again for another TensorRT or GPU. Adds the model's size to the file.
+        max_contexts: see :class:`TRTModule`.
+
+    Returns:
+        An ``nn.Module`` with the model's call signature, results and dtypes.
+
+    Raises:
+        CaptureFailed, ConversionFailed, BuildFailed, VerificationFailed, InvalidInput, InvalidOption,
+        BackendUnavailable: see :mod:`torchtrt_bridge.errors`.
+
+    Example:
+        >>> import torch, torchtrt_bridge as ttb
+        >>> model = torch.nn.Linear(4, 2).eval()
+        >>> fast = ttb.compile(model, torch.randn(1, 4), dynamic_batch=(1, 8, 32))  # doctest: +SKIP
+    """
+    _refuse_unknown(compile, unknown)
+    wanted = torch.device(device) if device is not None else None
+    if wanted is not None and wanted.type not in ("cpu", "cuda"):
+        raise InvalidOption(f"device={str(wanted)!r}: a compiled module runs on 'cuda' or 'cpu'.")
+    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceMismatch(
+            f"device={str(wanted)!r}, but torch finds no CUDA device here. To build an engine for a GPU elsewhere, use"
+            " torchtrt_bridge.build(model, inputs, precision, target=...)."
+        )
+    with Stages() as stages:
+        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
+        place = Place(wanted or captured.device)
+        return make(captured, precision, backend, place, build, verify, source, max_contexts, stages)
+
+
+def build(
+    model: nn.Module,
+    inputs: Any,
+    precision: Any = "fp32",
+    *,
+    target: str | None = None,
+    backend: str = "auto",
+    dynamic_shapes: Any = None,
+    dynamic_batch: tuple[int, int, int] | None = None,
+    build: BuildOptions | None = None,
+    source: bool = False,
+    max_contexts: int = 8,
+    **unknown: Any,
+) -> TRTModule:
+    """Build the TensorRT engine for a GPU that this machine does not have, to be saved here and loaded there.
+
+    Args:
+        target: the GPU's compute capability, as ``"sm89"``; None means every GPU that the flavour's portable plans
+            run on (RTX: sm80 and later). ``torchtrt_bridge.targets()`` lists what the flavour here can name.
+
+    The other arguments are those of :func:`compile`. The engine is not run, and the report says so: what can be
+    verified here is ``compile(..., device="cpu")``.
+
+    Raises:
+        InvalidOption: the flavour cannot build for that target, or not without a GPU.
+    """
+    _refuse_unknown(globals()["build"], unknown)
+    with Stages() as stages:
+        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
+        place = Place(torch.device("cpu"), target or "portable")
+        return make(captured, precision, backend, place, build, False, source, max_contexts, stages)
+
+
+def make(
+    captured: CapturedModel,
+    precision: Any,
+    backend: str,
+    place: Place,
+    build: BuildOptions | None,
+    verify: bool | Tolerance,
+    source: bool,
+    max_contexts: int,
+    stages: Stages,
+) -> TRTModule:
+    """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
+    parsed = Precision.parse(precision)
+    options = build or BuildOptions()
+    if not isinstance(options, BuildOptions):
+        raise InvalidOption(f"build={options!r}: give torchtrt_bridge.BuildOptions(...).")
+    if not isinstance(verify, (bool, Tolerance)):
+        raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
+    tolerance = verify if isinstance(verify, Tolerance) else TF32 if options.tf32 and parsed.name == "fp32" else None
+
+    def finish(artifact: Any) -> TRTModule:
+        if source:
+            from .runtime.program import store
+
+            artifact = dataclasses.replace(artifact, source=owned(store(captured.program)))
+        with stages("loading"):
+            device = None if place.target else place.device
+            module = TRTModule(device, max_contexts=max_contexts, _artifact=artifact)
+        rows: tuple[Row, ...] = ()
+        notes = list(artifact.report.get("notes", ()))
+        if place.target:
+            notes.append("the engine was built for a GPU elsewhere and has not been run")
+        elif verify is False:
+            notes.append("verify=False: the results were not compared with the eager model's")
+        else:
+            with stages("verifying"):
+                rows = verify_against_eager(captured, module.run_flat, parsed, tolerance)
+        report = Report(
+            backend=artifact.backend,
+            precision=parsed.name,
+            runtime=artifact.segments[0].runtime,
+            where=str(place),
+            seconds=stages.seconds(),
+            kept_fp32=artifact.report.get("kept_fp32", {}),
+            verification=tuple(dataclasses.asdict(row) for row in rows),
+            notes=tuple(notes),
+        )
+        module.set_report(report)
+        return module
+
+    module = convert_and_check(captured, parsed, options, place, backend, stages, finish)
+    if not place.needs_plan:
+        warnings.warn(
+            "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"
+            " model.cuda() first, pass device='cuda', or use torchtrt_bridge.build(target=...) for a GPU elsewhere.",
+            RunsOnCPU,
+            stacklevel=3,
+        )
+    return module
+
+
+def owned(program: Any) -> Any:
+    """``program`` with tensors of its own on the CPU: the user may train the model further."""
+    return dataclasses.replace(
+        program,
+        state={name: tensor.detach().cpu().clone() for name, tensor in program.state.items()},
+        constants={name: tensor.detach().cpu().clone() for name, tensor in program.constants.items()},
+    )
+
+
+def _capture(model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, stages: Stages) -> CapturedModel:
+    with stages("capturing"):
+        return capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+
+
+def _refuse_unknown(function: Any, unknown: dict[str, Any]) -> None:
+    """Unknown options are an error that names the nearest right one, as all else that cannot be honoured."""
+    if not unknown:
+        return
+    name = next(iter(unknown))
+    options = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [field.name for field in dataclasses.fields(BuildOptions)]
+    if name in fields:
+        raise InvalidOption(f"{name!r} is a setting of the build: give build=BuildOptions({name}={unknown[name]!r}).")
+    raise InvalidOption(
+        f"{function.__name__}() has no option {name!r}.{nearest(name, options + fields)} It has"
+        f" {', '.join(options[2:])}."
+    )

@@ -1,0 +1,101 @@
+"""Every exception that a user of this package can meet.
+
+Each message says what happened, where (the input, the layer, the file) and what to do. The first line is a summary
+that stands alone; what follows is detail. All derive from :class:`BridgeError`; those that mean "the argument is
+wrong" derive from ``ValueError`` too, so that code written for plain PyTorch catches them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BridgeError(Exception):
+    """Base of every error that torchtrt_bridge raises on purpose."""
+
+
+class InvalidOption(BridgeError, ValueError):
+    """An option is unknown, has a wrong value, or cannot be honoured by the chosen route or TensorRT flavour."""
+
+
+class InvalidInput(BridgeError, ValueError):
+    """A call's arguments do not fit what was captured: their number, structure, dtype, rank or device."""
+
+
+class InputOutOfProfile(InvalidInput):
+    """An input's shape lies outside the range that the engine was built for."""
+
+
+class DeviceMismatch(InvalidInput):
+    """An input, or the call, is on another device than the engine."""
+
+
+class FixedArgumentChanged(InvalidInput):
+    """An argument that the capture fixed (a flag, None, a number) has another value in this call."""
+
+
+class CaptureFailed(BridgeError):
+    """torch.export could not capture the model."""
+
+
+class ModelInTraining(CaptureFailed):
+    """The model is in training mode; what it computes then (dropout, batch statistics) is not what to deploy."""
+
+
+class StateMutated(CaptureFailed):
+    """The model writes to an input, a buffer or a parameter, which no route writes back yet."""
+
+
+class PythonSideEffect(CaptureFailed):
+    """The model changes a Python attribute when called, which an exported graph would silently drop."""
+
+
+class DimSpecialized(CaptureFailed):
+    """A dimension that was to be dynamic is fixed, or restricted, by the model's own code."""
+
+
+class ConversionFailed(BridgeError):
+    """A route could not turn the captured model into something TensorRT takes."""
+
+
+class UnsupportedLayer(ConversionFailed):
+    """A route has no converter for a layer or operator."""
+
+
+class BackendUnavailable(BridgeError):
+    """A package that this route, or this device, needs is missing or broken."""
+
+
+class BuildFailed(BridgeError):
+    """TensorRT refused to build an engine from the network."""
+
+
+class BuildCrashed(BuildFailed):
+    """The build process ended without an answer (a fault inside TensorRT, or the system was out of memory)."""
+
+
+class VerificationFailed(BridgeError):
+    """The compiled module's results differ from the eager model's by more than the tolerance."""
+
+
+class InvalidFile(BridgeError, ValueError):
+    """A saved module is damaged, incomplete, of another format version, or no saved module at all."""
+
+
+class EngineMismatch(BridgeError):
+    """An intact engine does not fit here: another TensorRT flavour or version, another GPU, or no GPU."""
+
+
+class NotLoaded(BridgeError):
+    """The module holds no engine yet."""
+
+
+class RunsOnCPU(UserWarning):
+    """The compiled module runs on the CPU: TensorRT itself is not in use."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`` Did you mean 'precision'?`` for a near miss of one of ``candidates``, else ``""``."""
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""

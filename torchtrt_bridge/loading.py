@@ -1,0 +1,30 @@
+"""ttb.load(): a saved module from a file."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .runtime.files import load_file
+from .runtime.module import TRTModule
+
+
+def load(
+    path: str | os.PathLike[str], *, device: torch.device | str | None = None, max_contexts: int = 8
+) -> TRTModule:
+    """The module in a file written by :meth:`TRTModule.save`, or by ``torch.save(module.state_dict(), path)``.
+
+    Args:
+        path: the file.
+        device: where to run; None means the current CUDA device for an engine, the CPU for what was compiled there.
+        max_contexts: see :class:`TRTModule`.
+
+    Raises:
+        InvalidFile: the file is damaged, incomplete, or of another format version.
+        EngineMismatch: the engine does not fit the TensorRT or the GPU here.
+        FileNotFoundError: there is no such file.
+    """
+    module = TRTModule(device, max_contexts=max_contexts)
+    module.load_state_dict(load_file(path))
+    return module

@@ -1,0 +1,52 @@
+"""The settings of a build, in one place, with their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from .errors import InvalidOption
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """Settings of TensorRT's builder. None leaves TensorRT's own default.
+
+    One that the TensorRT flavour in use does not have raises :class:`~torchtrt_bridge.errors.InvalidOption` at the
+    build; nothing is dropped silently.
+
+    Args:
+        workspace: most scratch memory that a layer may use, in bytes.
+        optimization_level: 0 (fastest build) to 5 (fastest engine).
+        timing_cache: a file that keeps measured kernels between builds (full TensorRT only).
+        tf32: let fp32 matrix products and convolutions use TF32 (10 bits of mantissa). Off: fp32 means fp32.
+        version_compatible: build a plan that later TensorRT versions load (full TensorRT only).
+        hardware_compatible: build a plan for every GPU from Ampere on (full TensorRT; RTX's portable plans are that
+            already).
+        kernel_specialization: how kernels for dynamic shapes are chosen when the engine runs (RTX only): ``"lazy"``
+            (its default: general ones first, special ones swapped in when compiled), ``"eager"``, or ``"none"``, with
+            which the same shape always runs the same kernels, so that results repeat to the last bit.
+
+    Raises:
+        InvalidOption: a value outside its range.
+    """
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    timing_cache: str | os.PathLike[str] | None = None
+    tf32: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    kernel_specialization: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workspace is not None and (type(self.workspace) is not int or self.workspace <= 0):
+            raise InvalidOption(f"BuildOptions(workspace={self.workspace!r}): a positive number of bytes is needed.")
+        if self.optimization_level is not None and self.optimization_level not in range(6):
+            raise InvalidOption(
+                f"BuildOptions(optimization_level={self.optimization_level!r}): an integer from 0 to 5 is needed."
+            )
+        if self.kernel_specialization not in (None, "lazy", "eager", "none"):
+            raise InvalidOption(
+                f"BuildOptions(kernel_specialization={self.kernel_specialization!r}): it is 'lazy', 'eager' or 'none'."
+            )

@@ -1,0 +1,77 @@
+"""What a compilation did, as data: printable, HTML in notebooks, saved with the module."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a module was made.
+
+    Args:
+        backend: the route that made it.
+        precision: the precision asked for, and written into the graph.
+        runtime: what runs it: ``"tensorrt"``, ``"onnxruntime"`` or ``"torch"``.
+        where: the device it runs on, or the target it was built for.
+        seconds: wall time of each stage, in seconds.
+        kept_fp32: operators that stay in fp32 under a lower precision, and in which modules.
+        verification: rows of :class:`~torchtrt_bridge.verify.Row`, as dicts; empty where nothing was run.
+        notes: sentences that a reader should know.
+    """
+
+    backend: str
+    precision: str
+    runtime: str
+    where: str
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kept_fp32: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    verification: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data. A NaN (an error that does not apply) becomes None, as JSON has no NaN."""
+        data = dataclasses.asdict(self)
+        data["verification"] = [{k: None if v != v else v for k, v in row.items()} for row in self.verification]
+        data["notes"] = list(self.notes)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        rows = tuple({k: float("nan") if v is None else v for k, v in row.items()} for row in data["verification"])
+        return cls(**{**data, "verification": rows, "notes": tuple(data["notes"])})
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{key:<13}{value}" if key else f"{'':<13}{value}" for key, value in self._lines())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for key, value in self._lines()
+        )
+        return f"<table>{rows}</table>"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [
+            ("route", self.backend),
+            ("precision", self.precision),
+            ("runs on", f"{self.where} ({self.runtime})"),
+            ("seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in self.seconds.items())),
+        ]
+        if self.kept_fp32:
+            kept = (f"{op} ({len(places)} place{'s' * (len(places) > 1)})" for op, places in self.kept_fp32.items())
+            lines.append(("kept in fp32", ", ".join(kept)))
+        if not self.verification:
+            lines.append(("verified", "no: nothing was run"))
+        for index, row in enumerate(self.verification):
+            if row["unequal"] == row["unequal"]:
+                error = f"{row['unequal']:.2%} of elements differ"
+            else:
+                error = f"relative L2 {row['relative_l2']:.2e}, max error {row['max_error']:.2e}"
+            lines.append(("" if index else "verified", f"{row['result']} at {row['at']}: {error}"))
+        lines += [("" if index else "notes", note) for index, note in enumerate(self.notes)]
+        return lines

@@ -1,0 +1,50 @@
+"""Running a compiled model where there is no GPU: ONNX Runtime for fp32, PyTorch for what it computes otherwise.
+
+ONNX Runtime's CPU kernels compute fp16 in fp32 and lack most of bf16, so they would prove nothing about either; there
+the cast program itself runs, in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import BackendUnavailable, ConversionFailed
+
+
+class OnnxExecution:
+    """An ONNX model on ONNX Runtime's CPU provider.
+
+    Args:
+        model: the ONNX file's bytes, a uint8 tensor.
+        inputs, outputs: names of the flat inputs and outputs, in the order in which they come and are wanted.
+
+    Raises:
+        BackendUnavailable: onnxruntime is missing.
+        ConversionFailed: ONNX Runtime refuses the model, with its message.
+    """
+
+    def __init__(self, model: torch.Tensor, inputs: Sequence[str], outputs: Sequence[str]):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"Running on the CPU needs ONNX Runtime ({error}); pip install onnxruntime, or use a GPU."
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its warnings are about its own optimizer; errors come as exceptions
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.numpy().tobytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ConversionFailed(f"ONNX Runtime cannot run the model: {error}") from error
+        present = {value.name for value in self._session.get_inputs()}
+        self._inputs = [(i, name) for i, name in enumerate(inputs) if name in present]  # an unused one may be gone
+        self._outputs = list(outputs)
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        feed = {name: tensors[i].detach().contiguous().numpy() for i, name in self._inputs}
+        return [torch.from_numpy(result) for result in self._session.run(self._outputs, feed)]

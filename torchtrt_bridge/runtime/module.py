@@ -1,0 +1,479 @@
+"""TRTModule: the drop-in module that runs an :class:`~torchtrt_bridge.backends.base.Artifact`, saves it and loads it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import html
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import (
+    DeviceMismatch,
+    EngineMismatch,
+    InputOutOfProfile,
+    InvalidFile,
+    InvalidInput,
+    InvalidOption,
+    NotLoaded,
+)
+
+if TYPE_CHECKING:
+    from ..backends.base import Artifact
+    from ..report import Report
+    from ..signature import Signature, TensorSpec
+
+Execution = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+
+class TRTModule(nn.Module):
+    """A compiled model. It is called as the model was, and returns what the model did.
+
+    Made by :func:`torchtrt_bridge.compile`; an empty one, ``TRTModule()``, takes its engine from
+    :meth:`load_state_dict`.
+
+    Args:
+        device: where to run; None means where it was built to run, the current CUDA device for an engine.
+        max_contexts: most execution contexts alive at once, that is, streams served without waiting for one another.
+            Each takes scratch memory of its own.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        max_contexts: int = 8,
+        _artifact: Artifact | None = None,
+        _caches: Sequence[torch.Tensor] = (),
+    ):
+        super().__init__()
+        if type(max_contexts) is not int or max_contexts < 1:
+            raise InvalidOption(f"max_contexts={max_contexts!r}: at least one execution context is needed.")
+        self.training = False
+        self._wanted_device = torch.device(device) if device is not None else None
+        self._max_contexts = max_contexts
+        self._lock = threading.Lock()
+        self._clear()
+        if _artifact is not None:
+            self._adopt(_artifact, _caches)
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model. Arguments and result have the structure, dtypes and device of the model that was compiled.
+
+        Raises:
+            InputOutOfProfile: a shape outside the range that the engine was built for.
+            FixedArgumentChanged: another value for a flag that the capture fixed.
+            DeviceMismatch, InvalidInput: another device, dtype, rank or structure.
+            NotLoaded, EngineMismatch: there is no engine yet, or it cannot run here.
+        """
+        execution = self._execution or self._start()
+        if kwargs or len(args) != self._plain:
+            tensors: Sequence[Any] = self._bind(args, kwargs)
+        else:
+            tensors = args
+        try:
+            shapes = [t.shape for t in tensors]
+            # the shapes of the last call are known to be right; dtype and device are asked every time
+            if shapes != self._known_shapes or [t.dtype for t in tensors] != self._dtypes or not self._all_here(tensors):
+                empty = self._check(tensors, shapes)
+                if empty is not None:
+                    return self._assemble(empty, tensors)
+        except AttributeError:
+            self._check_types(tensors)
+            raise
+        outputs = execution(tensors)
+        return outputs[0] if self._single else self._assemble(outputs, tensors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module runs."""
+        return self._device
+
+    @property
+    def signature(self) -> Signature:
+        """Names, dtypes, shapes and ranges of the inputs and results."""
+        return self._loaded().signature
+
+    @property
+    def backend(self) -> str:
+        """The route that made the engine."""
+        return self._loaded().backend
+
+    @property
+    def precision(self) -> str:
+        """The precision written into the graph: ``"fp32"``, ``"fp16"`` or ``"bf16"``."""
+        return self._loaded().precision
+
+    @property
+    def report(self) -> Report:
+        """How the module was made and how it compared with the eager model."""
+        from ..report import Report
+
+        return Report.from_dict(self._loaded().report)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions of torch, TensorRT and the backend, and the GPU or target that the engine was built for."""
+        return dict(self._loaded().provenance)
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the module to one safetensors file, beside and renamed: an older file stays whole until then.
+
+        :func:`torchtrt_bridge.load` reads it.
+        """
+        from .files import save_file
+
+        save_file(path, self._tensors())
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the bare TensorRT plan, as trtexec and the C++ runtime load it.
+
+        Raises:
+            EngineMismatch: the module holds no plan (it runs on the CPU).
+        """
+        from .files import write_atomically
+
+        segment = self._loaded().segments[0]
+        if segment.runtime != "tensorrt" or segment.engine is None:
+            raise EngineMismatch(
+                f"This module runs on {segment.runtime} and holds no TensorRT plan. Compile it on a GPU, or build one"
+                " for a GPU elsewhere with torchtrt_bridge.build(model, inputs, precision, target=...)."
+            )
+        plan = segment.engine
+        write_atomically(path, lambda file: file.write(memoryview(plan.numpy())))
+
+    def save_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the ONNX model that the engine is made from, its nodes named after the user's modules.
+
+        Weights go into the file, or beside it (``<name>.weights``) where they exceed ONNX's 2 GB.
+
+        Raises:
+            EngineMismatch: the module holds a plan only; compile it with ``source=True`` to keep the program too.
+        """
+        from ..rebuilding import write_onnx
+
+        write_onnx(self._loaded(), path)
+
+    def rebuild(self, device: torch.device | str | None = None, *, target: str | None = None, verify: Any = True) -> TRTModule:
+        """A new module from the program that a file saved with ``source=True`` keeps, for the TensorRT and GPU here.
+
+        Args:
+            device: where the new module runs; None means the current CUDA device, or the CPU where there is none.
+            target: build for this GPU instead (see :func:`torchtrt_bridge.build`).
+            verify: as for :func:`torchtrt_bridge.compile`, against the kept program.
+
+        Raises:
+            EngineMismatch: the module was compiled without ``source=True``.
+        """
+        from ..rebuilding import rebuild
+
+        return rebuild(self._loaded(), device=device, target=target, verify=verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # plain data and tensors only, so that torch.load's weights_only takes it
+        return (TRTModule, (), {"state": self._tensors() if self._artifact is not None else {}})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["state"]:
+            self._load(dict(state["state"]))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
+        caches = self._caches()
+        return TRTModule(
+            self._wanted_device, max_contexts=self._max_contexts, _artifact=self._artifact, _caches=copy.copy(caches)
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._artifact is not None:
+            destination.update({prefix + name: tensor for name, tensor in self._tensors().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+        if "manifest" not in own:
+            missing_keys.append(prefix + "manifest")
+            unexpected_keys.extend(prefix + name for name in own)
+            return
+        self._load(own)
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        if self._artifact is None:
+            return "empty: load_state_dict() fills it"
+        return ",\n".join(f"{key}: {value}" for key, value in self._facts())
+
+    def _repr_html_(self) -> str:
+        facts = self._facts() if self._artifact is not None else [("empty", "load_state_dict() fills it")]
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
+            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
+            for key, value in facts
+        )
+        return f"<b>TRTModule</b><table>{rows}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        artifact = self._loaded()
+        made = artifact.provenance
+        runtime = artifact.segments[0].runtime
+        size = sum(_nbytes(segment) for segment in artifact.segments) / 2**20
+        facts = [("route", artifact.backend), ("precision", artifact.precision)]
+        facts += [("input", repr(spec)) for spec in artifact.signature.inputs]
+        facts += [("result", repr(spec)) for spec in artifact.signature.outputs]
+        facts += [("dim", f"{n}: {d.min} to {d.max}, tuned for {d.opt}") for n, d in artifact.signature.dims.items()]
+        if runtime == "tensorrt":
+            facts.append(("engine", f"{size:.1f} MiB, {made.get('flavour')} {made.get('tensorrt')}"))
+            facts.append(("built for", f"{made.get('target')}{', ' + made['gpu'] if made.get('gpu') else ''}"))
+        else:
+            what = "ONNX Runtime" if runtime == "onnxruntime" else "PyTorch"
+            facts.append(("runs on", f"the CPU, by {what}, without TensorRT ({size:.1f} MiB)"))
+        return facts
+
+    # -- for the compiler ----------------------------------------------------------------------------------------------
+
+    def run_flat(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Flat inputs, from any device, to the engine's flat outputs: no checks, no structure."""
+        execution = self._execution or self._start()
+        return execution([t.to(self._device) for t in tensors])
+
+    def set_report(self, report: Report) -> None:
+        """Replace what :attr:`report` says."""
+        self._artifact = dataclasses.replace(self._loaded(), report=report.to_dict())
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        self._artifact: Artifact | None = None
+        self._execution: Execution | None = None
+        self._engine: Any = None
+        self._saved_caches: Sequence[torch.Tensor] = ()
+        self._constants: tuple[torch.Tensor, ...] = ()
+        self._known_shapes: list[torch.Size] | None = None
+        self._plain = -1
+        self._single = False
+        self._names: tuple[str, ...] = ()
+        self._dtypes: list[torch.dtype] = []
+        self._specs: tuple[TensorSpec, ...] = ()
+        self._device = self._wanted_device or torch.device("cpu")
+
+    def _load(self, tensors: Mapping[str, Any]) -> None:
+        """Replace everything by what ``tensors`` hold; on any error the module stays as it was."""
+        from .artifact import from_tensors
+
+        wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+        if wrong:
+            raise InvalidFile(f"{wrong[0]!r} is no tensor; a saved TRTModule is a flat dict of tensors.")
+        artifact, caches = from_tensors(tensors)
+        fresh = TRTModule(self._wanted_device, max_contexts=self._max_contexts, _artifact=artifact, _caches=caches)
+        own = {key: value for key, value in fresh.__dict__.items() if key.startswith("_") and key in _OWN_STATE}
+        self.__dict__.update(own)
+
+    def _adopt(self, artifact: Artifact, caches: Sequence[torch.Tensor]) -> None:
+        """Take ``artifact``; a plan is loaded at once if a GPU is here, so that what does not fit is said now."""
+        self._artifact = artifact
+        self._saved_caches = caches
+        runtime = artifact.segments[0].runtime
+        names = artifact.signature.plain_names()
+        self._specs = artifact.signature.inputs
+        self._plain = len(self._specs) if names is not None else -1
+        self._names = names or ()
+        self._dtypes = [spec.torch_dtype for spec in self._specs]
+        self._single = artifact.signature.result == {"leaf": {"output": 0}}
+        self._device = self._place(runtime)
+        self._constants = tuple(t.to(self._device) for t in artifact.constants)
+        if runtime == "tensorrt" and self._device.type == "cuda":
+            self._start()
+
+    def _place(self, runtime: str) -> torch.device:
+        wanted = self._wanted_device
+        if runtime != "tensorrt":
+            if wanted is not None and wanted.type == "cuda":
+                raise EngineMismatch(
+                    "The saved module runs on the CPU (it holds no TensorRT plan), so it cannot be loaded on"
+                    f" {wanted}. Compile the model on the GPU, or load with source=True kept and call rebuild()."
+                )
+            return torch.device("cpu")
+        if wanted is not None and wanted.type == "cuda":
+            if not torch.cuda.is_available():
+                raise EngineMismatch(f"device={wanted} was asked for, but torch finds no CUDA device here.")
+            return torch.device("cuda", wanted.index if wanted.index is not None else torch.cuda.current_device())
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")  # a plan without a GPU can be held, shown and saved, not run
+
+    def _start(self) -> Execution:
+        """Make what runs the artifact. Once; other threads wait."""
+        artifact = self._loaded()
+        with self._lock:
+            if self._execution is None:
+                self._execution = self._make_execution(artifact)
+            return self._execution
+
+    def _make_execution(self, artifact: Artifact) -> Execution:
+        segment = artifact.segments[0]
+        if segment.runtime == "torch":
+            from .program import restore, run_callable
+
+            assert segment.program is not None
+            return run_callable(restore(segment.program))
+        assert segment.engine is not None
+        if segment.runtime == "onnxruntime":
+            from .cpu import OnnxExecution
+
+            return OnnxExecution(segment.engine, segment.inputs, segment.outputs)
+        if self._device.type != "cuda":
+            made = artifact.provenance
+            raise EngineMismatch(
+                f"The engine is a {made.get('flavour')} plan built for {made.get('target')}; it needs an NVIDIA GPU,"
+                " and torch finds none here. Load the file on that GPU, or compile the model for the CPU."
+            )
+        from ..trt.engine import Engine
+        from ..trt.execution import Execution as EngineExecution
+        from ..trt.flavor import flavor
+        from . import fit
+
+        fit.check(artifact.provenance, flavor(), self._device)
+        cache = self._saved_caches[0] if self._saved_caches else None
+        self._engine = Engine(segment.engine, self._device, cache, artifact.provenance.get("kernel_specialization"))
+        return EngineExecution(self._engine, segment.inputs, segment.outputs, self._max_contexts)
+
+    def _loaded(self) -> Artifact:
+        if self._artifact is None:
+            raise NotLoaded("This TRTModule is empty; fill it with load_state_dict(torch.load(path)) first.")
+        return self._artifact
+
+    def _caches(self) -> Sequence[torch.Tensor]:
+        """The runtime cache as it is now: kernels that were compiled since loading are worth keeping."""
+        return (self._engine.serialized_cache(),) if self._engine is not None else self._saved_caches
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        from .artifact import to_tensors
+
+        return to_tensors(self._loaded(), self._caches())
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """The flat inputs of a call that is not simply one tensor per captured argument, in order."""
+        names = self._names
+        if names and len(args) + len(kwargs) == len(names):
+            try:  # all by name, or the rest by name
+                return [*args, *[kwargs[name] for name in names[len(args) :]]]
+            except KeyError:
+                pass
+        return self._loaded().signature.bind(args, kwargs)
+
+    def _all_here(self, tensors: Sequence[torch.Tensor]) -> bool:
+        device = self._device
+        return all([t.device == device for t in tensors])
+
+    def _check_types(self, tensors: Sequence[Any]) -> None:
+        for spec, value in zip(self._specs, tensors):
+            if not isinstance(value, torch.Tensor):
+                raise InvalidInput(
+                    f"The input {spec.name!r} is a {type(value).__name__}; the module was compiled with a tensor"
+                    f" ({spec!r})."
+                )
+
+    def _check(self, tensors: Sequence[Any], shapes: list[torch.Size]) -> list[torch.Tensor] | None:
+        """Compare a call's inputs with the signature. Returns the results where an input is empty: there is nothing
+        to run, and they are empty too."""
+        self._check_types(tensors)
+        signature = self._loaded().signature
+        sizes: dict[str, int] = {}
+        for spec, tensor, shape in zip(self._specs, tensors, shapes):
+            if tensor.dtype != spec.torch_dtype:
+                raise InvalidInput(
+                    f"The input {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')}; the module was compiled"
+                    f" with {spec!r}. Convert it with .to(torch.{spec.dtype}), or compile again."
+                )
+            if tensor.device != self._device:
+                raise DeviceMismatch(
+                    f"The input {spec.name!r} is on {tensor.device}; the module runs on {self._device}."
+                    f" Move the input with .to({str(self._device)!r})."
+                )
+            if len(shape) != len(spec.shape):
+                raise InvalidInput(
+                    f"The input {spec.name!r} has {len(shape)} dimensions, shape {tuple(shape)}; the module was"
+                    f" compiled with {spec!r}."
+                )
+            for axis, (size, wanted) in enumerate(zip(shape, spec.shape)):
+                self._check_size(spec, shape, axis, size, wanted, sizes)
+        if any(not t.numel() for t in tensors) and signature.dims:
+            return self._empty_results(sizes)
+        self._known_shapes = shapes
+        return None
+
+    def _check_size(
+        self, spec: TensorSpec, shape: torch.Size, axis: int, size: int, wanted: int | str, sizes: dict[str, int]
+    ) -> None:
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputOutOfProfile(
+                    f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} must be {wanted}. The module was"
+                    f" compiled with {spec!r}; make the axis dynamic with dynamic_shapes=... to allow other sizes."
+                )
+            return
+        dim = self._loaded().signature.dims[wanted]
+        if not dim.min <= size <= dim.max:
+            raise InputOutOfProfile(
+                f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} ({wanted}) must be {dim.min} to"
+                f" {dim.max}. Compile again with a wider range, or split the input."
+            )
+        if sizes.setdefault(wanted, size) != size:
+            raise InputOutOfProfile(
+                f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} ({wanted}) must equal the other"
+                f" inputs' {wanted}, which is {sizes[wanted]}."
+            )
+
+    def _empty_results(self, sizes: Mapping[str, int]) -> list[torch.Tensor]:
+        from ..dynamic import shapes_for
+
+        outputs = self._loaded().signature.outputs
+        if any("?" in spec.shape for spec in outputs):
+            raise InputOutOfProfile("An input is empty, and a result's shape depends on the data; give at least one item.")
+        results = [
+            torch.empty(shape, dtype=spec.torch_dtype, device=self._device)
+            for spec, shape in zip(outputs, shapes_for(outputs, sizes))
+        ]
+        for spec, result in zip(outputs, results):
+            if result.numel():
+                raise InputOutOfProfile(
+                    f"An input is empty, but the result {spec.name!r} would not be ({tuple(result.shape)}); TensorRT"
+                    " cannot compute it. Give at least one item."
+                )
+        return results
+
+    def _assemble(self, outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> Any:
+        return self._loaded().signature.assemble(outputs, tensors, self._constants)
+
+
+_OWN_STATE = frozenset(
+    "_artifact _execution _engine _saved_caches _constants _known_shapes _plain _single _names _dtypes _specs _device".split()
+)
+
+
+def _nbytes(segment: Any) -> int:
+    size = segment.engine.numel() if segment.engine is not None else 0
+    if segment.program is not None:
+        size += sum(t.nbytes for t in (*segment.program.state.values(), *segment.program.constants.values()))
+    return size
+
+
+# plain torch.load of a whole pickled module: weights_only refuses classes that nobody vouched for
+torch.serialization.add_safe_globals([TRTModule])

@@ -1,0 +1,274 @@
+"""What a compiled module takes and gives: names, dtypes, shapes and ranges, and the structure around the tensors.
+
+A :class:`Signature` is made once, at capture, and goes with the module into its file. It binds a call's arguments to
+the engine's flat inputs and builds the result from the engine's flat outputs; no other part of the package looks
+inside a user's argument or result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .errors import FixedArgumentChanged, InvalidInput, InvalidOption
+from .expressions import evaluate
+from .structure import Node, Unstorable, describe, leaves, rebuild
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dim:
+    """The sizes that one dimension of an input may have: ``min <= size <= max``, tuned for ``opt``.
+
+    The same ``Dim`` object, or two with the same ``name``, in several places means: always equal there.
+
+    Raises:
+        InvalidOption: unless ``0 <= min <= opt <= max`` and ``max >= 1``.
+    """
+
+    min: int
+    opt: int
+    max: int
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.min, self.opt, self.max)
+        if not all(type(size) is int for size in sizes) or not 0 <= self.min <= self.opt <= self.max or self.max < 1:
+            raise InvalidOption(f"{self!r}: a Dim needs integers with 0 <= min <= opt <= max and max >= 1.")
+        if self.name is not None and not self.name.isidentifier():
+            raise InvalidOption(f"{self!r}: a Dim's name must be a Python identifier.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One flat tensor: its name (a dotted path into the arguments), dtype (``"float32"``) and shape.
+
+    A size is an int, or a string: an expression in the names of :attr:`Signature.dims` (``"batch"``, ``"8*width"``),
+    or ``"?"`` where it depends on the data.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of the model's ``forward``: ``kind`` is inspect's (``"POSITIONAL_OR_KEYWORD"``), ``default`` a
+    node of its default, or None where there is none, or none that a file can hold (``opaque_default``)."""
+
+    name: str
+    kind: str
+    default: Node | None = None
+    opaque_default: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The interface of a compiled module.
+
+    ``arguments`` maps the names of ``forward``'s parameters to nodes (see :mod:`.structure`) whose leaves are indices
+    into ``inputs``. ``result`` is a node whose leaves are ``{"output": i}``, ``{"input": i}`` (a returned argument),
+    ``{"constant": i}`` (a returned buffer or parameter) or ``{"size": expression}`` (a number made from shapes).
+    """
+
+    parameters: tuple[Parameter, ...]
+    arguments: Mapping[str, Node]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    result: Node
+    dims: Mapping[str, Dim]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {
+            "parameters": [dataclasses.asdict(p) for p in self.parameters],
+            "arguments": dict(self.arguments),
+            "inputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.inputs],
+            "outputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.outputs],
+            "result": self.result,
+            "dims": {name: [dim.min, dim.opt, dim.max] for name, dim in self.dims.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Signature:
+        def specs(items: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in items)
+
+        return cls(
+            parameters=tuple(Parameter(**p) for p in data["parameters"]),
+            arguments=dict(data["arguments"]),
+            inputs=specs(data["inputs"]),
+            outputs=specs(data["outputs"]),
+            result=data["result"],
+            dims={name: Dim(*sizes, name=name) for name, sizes in data["dims"].items()},
+        )
+
+    def __repr__(self) -> str:
+        dims = "".join(f"\n  {name}: {d.min} to {d.max}, tuned for {d.opt}" for name, d in self.dims.items())
+        return (
+            f"Signature({', '.join(map(repr, self.inputs))}) -> ({', '.join(map(repr, self.outputs))})"
+            + (f" with{dims}" if dims else "")
+        )
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def plain_names(self) -> tuple[str, ...] | None:
+        """The parameters' names, in the order of the inputs, if every captured argument is simply one tensor."""
+        names = []
+        for index, (name, node) in enumerate(self.arguments.items()):
+            if node != {"leaf": index}:
+                return None
+            names.append(name)
+        return tuple(names)
+
+    def python_signature(self) -> inspect.Signature:
+        """The original ``forward``'s signature, as :func:`inspect.signature` gave it."""
+        parameters = []
+        for p in self.parameters:
+            default: Any = inspect.Parameter.empty
+            if p.default is not None:
+                default = rebuild(p.default, lambda payload: payload)
+            elif p.opaque_default:
+                default = ...
+            parameters.append(inspect.Parameter(p.name, getattr(inspect.Parameter, p.kind), default=default))
+        return inspect.Signature(parameters)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """The flat input tensors of a call.
+
+        Raises:
+            InvalidInput: wrong number or structure of arguments.
+            FixedArgumentChanged: another value for an argument that the capture fixed.
+        """
+        signature = self.python_signature()
+        try:
+            bound = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise InvalidInput(f"The call does not fit the model's signature forward{signature}: {error}.") from None
+        tensors: list[torch.Tensor] = []
+
+        def take(_: str, value: Any) -> Node | None:
+            if not isinstance(value, torch.Tensor):
+                return None
+            tensors.append(value)
+            return len(tensors) - 1  # type: ignore[return-value]
+
+        for name, node in self.arguments.items():
+            if name not in bound:
+                if not any(True for _ in leaves(node)):
+                    continue  # a captured constant that the call leaves out keeps its value
+                raise InvalidInput(f"The call lacks the argument {name!r}; the module was compiled with it.")
+            try:
+                given = describe(bound.pop(name), take, name)
+            except Unstorable as error:
+                raise InvalidInput(f"{error}, which is neither a tensor nor plain data.") from None
+            if given != node:
+                _explain_difference(name, node, given)
+        for name, value in bound.items():
+            self._check_extra(name, value)
+        return tensors
+
+    def _check_extra(self, name: str, value: Any) -> None:
+        """An argument that the capture did not have must have its default's value."""
+        parameter = next((p for p in self.parameters if p.name == name), None)
+        if parameter is None or value is None or (isinstance(value, (tuple, dict)) and not value):
+            return
+        try:
+            if parameter.default is not None and describe(value, lambda *_: None, name) == parameter.default:
+                return
+        except Unstorable:
+            pass
+        raise FixedArgumentChanged(
+            f"The argument {name!r} was not given when the module was compiled, so its default is part of the engine."
+            f" Compile again with {name!r} among the inputs."
+        )
+
+    def sizes(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+        """The value of each dynamic dim in a call whose inputs have ``shapes``."""
+        values: dict[str, int] = {}
+        for spec, shape in zip(self.inputs, shapes):
+            for size, actual in zip(spec.shape, shape):
+                if isinstance(size, str) and size in self.dims:
+                    values.setdefault(size, int(actual))
+        return values
+
+    def assemble(
+        self,
+        outputs: Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        constants: Sequence[torch.Tensor],
+    ) -> Any:
+        """The model's result, in its own structure, from the engine's outputs."""
+
+        def leaf(payload: Mapping[str, Any]) -> Any:
+            if "output" in payload:
+                return outputs[payload["output"]]
+            if "input" in payload:
+                return inputs[payload["input"]]
+            if "constant" in payload:
+                return constants[payload["constant"]]
+            return evaluate(payload["size"], self.sizes([t.shape for t in inputs]))
+
+        return rebuild(self.result, leaf)
+
+
+def describe_parameters(signature: inspect.Signature) -> tuple[Parameter, ...]:
+    """``signature`` as plain data; a default that a file cannot hold is marked, not kept."""
+    parameters = []
+    for p in signature.parameters.values():
+        if p.default is inspect.Parameter.empty:
+            parameters.append(Parameter(p.name, p.kind.name))
+            continue
+        try:
+            parameters.append(Parameter(p.name, p.kind.name, describe(p.default, lambda *_: None, p.name)))
+        except Unstorable:
+            parameters.append(Parameter(p.name, p.kind.name, opaque_default=True))
+    return tuple(parameters)
+
+
+def _explain_difference(path: str, expected: Node, given: Node) -> None:
+    """Raise the error for the first place where two nodes of one argument differ."""
+    for kind in ("list", "tuple", "size"):
+        if kind in expected and kind in given and len(expected[kind]) == len(given[kind]):
+            for index, (a, b) in enumerate(zip(expected[kind], given[kind])):
+                if a != b:
+                    _explain_difference(f"{path}.{index}", a, b)
+    for kind in ("dict", "fields"):
+        if kind in expected and kind in given:
+            old, new = dict(expected[kind]), dict(given[kind])
+            if list(old) != list(new):
+                raise InvalidInput(f"{path} has the keys {list(new)}; the module was compiled with {list(old)}.")
+            for key in old:
+                if old[key] != new[key]:
+                    _explain_difference(f"{path}.{key}", old[key], new[key])
+    constants = [not any(True for _ in leaves(node)) for node in (expected, given)]
+    if all(constants):
+        raise FixedArgumentChanged(
+            f"The argument {path!r} was {_show(expected)} when the module was compiled and is part of the engine;"
+            f" this call has {_show(given)}. Compile again with the other value."
+        )
+    raise InvalidInput(f"The argument {path!r} is {_show(given)}; the module was compiled with {_show(expected)}.")
+
+
+def _show(node: Node) -> str:
+    if "leaf" in node:
+        return "a tensor"
+    if "value" in node:
+        return repr(node["value"])
+    if "float" in node:
+        return node["float"]
+    if "torch" in node:
+        return f"torch.{node['torch']}"
+    kind = next(k for k in ("list", "tuple", "size", "dict", "fields") if k in node)
+    return f"a {node.get('class', kind).rpartition(':')[2]} of {len(node[kind])}"
