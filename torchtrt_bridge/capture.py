@@ -44,14 +44,14 @@ class CapturedModel:
     ``program`` takes the signature's flat inputs (after its lifted parameters) and gives the signature's flat outputs;
     it is functional, and module names in it carry the prefix ``model.``. ``inputs`` are the flat example tensors, at
     the sizes that the capture ran with. ``constants`` are the results that no input changes. ``eager`` runs the user's
-    own module on flat inputs and gives flat outputs.
+    own module on flat inputs and gives flat outputs; ``model`` is None where a saved program is rebuilt.
     """
 
     program: ExportedProgram
     signature: Signature
     inputs: tuple[torch.Tensor, ...]
     constants: tuple[torch.Tensor, ...]
-    model: nn.Module
+    model: nn.Module | None
     eager: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
     device: torch.device
 

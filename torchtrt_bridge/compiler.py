@@ -146,7 +146,7 @@ def make(
         if source:
             from .runtime.program import store
 
-            artifact = dataclasses.replace(artifact, source=owned(store(captured.program)))
+            artifact = dataclasses.replace(artifact, source=store(captured.program).owned())
         with stages("loading"):
             device = None if place.target else place.device
             module = TRTModule(device, max_contexts=max_contexts, _artifact=artifact)
@@ -181,15 +181,6 @@ def make(
             stacklevel=3,
         )
     return module
-
-
-def owned(program: Any) -> Any:
-    """``program`` with tensors of its own on the CPU: the user may train the model further."""
-    return dataclasses.replace(
-        program,
-        state={name: tensor.detach().cpu().clone() for name, tensor in program.state.items()},
-        constants={name: tensor.detach().cpu().clone() for name, tensor in program.constants.items()},
-    )
 
 
 def _capture(model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, stages: Stages) -> CapturedModel:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .errors import FixedArgumentChanged, InvalidInput, InvalidOption
-from .expressions import evaluate
-from .structure import Node, Unstorable, describe, leaves, rebuild
+from .errors import FixedArgumentChanged, InvalidFile, InvalidInput, InvalidOption
+from .expressions import evaluate, names
+from .structure import Node, Unstorable, check, describe, leaves, rebuild
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,26 +93,52 @@ class Signature:
         """Plain data for the manifest."""
         return {
             "parameters": [dataclasses.asdict(p) for p in self.parameters],
-            "arguments": dict(self.arguments),
+            "arguments": [[name, node] for name, node in self.arguments.items()],  # in order, which JSON objects lack
             "inputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.inputs],
             "outputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.outputs],
             "result": self.result,
-            "dims": {name: [dim.min, dim.opt, dim.max] for name, dim in self.dims.items()},
+            "dims": [[name, dim.min, dim.opt, dim.max] for name, dim in self.dims.items()],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Signature:
-        def specs(items: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in items)
+        """The signature that :meth:`to_dict` wrote.
 
-        return cls(
-            parameters=tuple(Parameter(**p) for p in data["parameters"]),
-            arguments=dict(data["arguments"]),
-            inputs=specs(data["inputs"]),
-            outputs=specs(data["outputs"]),
-            result=data["result"],
-            dims={name: Dim(*sizes, name=name) for name, sizes in data["dims"].items()},
-        )
+        Raises:
+            InvalidFile: the data is not what :meth:`to_dict` writes.
+        """
+        try:
+            signature = cls(
+                parameters=tuple(_parameter(item) for item in data["parameters"]),
+                arguments={name: node for name, node in data["arguments"]},
+                inputs=tuple(_tensor_spec(item) for item in data["inputs"]),
+                outputs=tuple(_tensor_spec(item) for item in data["outputs"]),
+                result=data["result"],
+                dims={name: Dim(low, opt, high, name) for name, low, opt, high in data["dims"]},
+            )
+            signature._check_nodes()
+            return signature
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InvalidFile(f"The saved signature is damaged: {type(error).__name__}: {error}.") from None
+
+    def _check_nodes(self) -> None:
+        for name, node in self.arguments.items():
+            if type(name) is not str:
+                raise ValueError(f"an argument is called {name!r}")
+            check(node, lambda payload: type(payload) is int)
+        order = [payload for node in self.arguments.values() for payload in leaves(node)]
+        if order != list(range(len(self.inputs))):
+            raise ValueError(f"the arguments hold the inputs {order[:20]}, which are {len(self.inputs)}")
+        check(self.result, self._is_result)
+
+    def _is_result(self, payload: Any) -> bool:
+        if type(payload) is not dict or len(payload) != 1:
+            return False
+        kind, value = next(iter(payload.items()))
+        if kind == "size":
+            return isinstance(value, str) and names(value) <= set(self.dims)
+        count = {"output": len(self.outputs), "input": len(self.inputs), "constant": 2**31}.get(kind, 0)
+        return type(value) is int and 0 <= value < count
 
     def __repr__(self) -> str:
         dims = "".join(f"\n  {name}: {d.min} to {d.max}, tuned for {d.opt}" for name, d in self.dims.items())
@@ -181,8 +207,8 @@ class Signature:
 
     def _check_extra(self, name: str, value: Any) -> None:
         """An argument that the capture did not have must have its default's value."""
-        parameter = next((p for p in self.parameters if p.name == name), None)
-        if parameter is None or value is None or (isinstance(value, (tuple, dict)) and not value):
+        parameter = next(p for p in self.parameters if p.name == name)
+        if parameter.kind.startswith("VAR_") and not value:
             return
         try:
             if parameter.default is not None and describe(value, lambda *_: None, name) == parameter.default:
@@ -235,6 +261,32 @@ def describe_parameters(signature: inspect.Signature) -> tuple[Parameter, ...]:
         except Unstorable:
             parameters.append(Parameter(p.name, p.kind.name, opaque_default=True))
     return tuple(parameters)
+
+
+def _parameter(data: Any) -> Parameter:
+    parameter = Parameter(**data)
+    kinds = [kind.name for kind in inspect._ParameterKind]
+    if type(parameter.name) is not str or not parameter.name.isidentifier() or parameter.kind not in kinds:
+        raise ValueError(f"a parameter called {parameter.name!r} of kind {parameter.kind!r}")
+    if type(parameter.opaque_default) is not bool:
+        raise ValueError(f"opaque_default is {parameter.opaque_default!r}")
+    if parameter.default is not None:
+        check(parameter.default, lambda payload: False)
+    return parameter
+
+
+def _tensor_spec(data: Any) -> TensorSpec:
+    spec = TensorSpec(data["name"], data["dtype"], tuple(data["shape"]))
+    if type(spec.name) is not str or type(spec.dtype) is not str:
+        raise ValueError("a tensor's name and dtype must be texts")
+    if not isinstance(vars(torch).get(spec.dtype), torch.dtype):
+        raise ValueError(f"{spec.name} has the dtype {spec.dtype!r}")
+    for size in spec.shape:
+        if type(size) is str and size != "?":
+            names(size)
+        elif type(size) is not str and (type(size) is not int or size < 0):
+            raise ValueError(f"{spec.name} has the size {size!r}")
+    return spec
 
 
 def _explain_difference(path: str, expected: Node, given: Node) -> None:

@@ -10,7 +10,7 @@ Nodes (``leaf`` payloads are the caller's, e.g. ``{"tensor": 3}``)::
     {"leaf": payload}                                        a tensor, or what the caller makes of one
     {"value": v} | {"float": "inf"} | {"torch": "float32"}   None, bool, int, float, str; a dtype, device, layout...
     {"list": [...]} | {"tuple": [...]} | {"size": [...]}     torch.Size is not a plain tuple
-    {"dict": [[key, node], ...], "class": "collections.OrderedDict"?}
+    {"dict": [[key, node], ...], "class": "OrderedDict"?}
     {"class": "module:Name", "style": "namedtuple" | "dataclass" | "mapping" | "pytree", "fields": [[name, node], ...]}
 """
 
@@ -69,6 +69,10 @@ class FallbackResult(dict):
         return f"{self.class_name or 'FallbackResult'}({', '.join(f'{k}={v!r}' for k, v in self.items())})"
 
 
+class BadNode(ValueError):
+    """Data that is no node."""
+
+
 class Unstorable(TypeError):
     """A value that is neither a tensor nor plain data; ``path`` says where it stands."""
 
@@ -98,7 +102,7 @@ def describe(value: Any, leaf: Callable[[str, Any], Node | None], path: str = ""
 
     cls = type(value)
     if cls in (list, tuple, torch.Size):
-        kind = {list: "list", tuple: "tuple", torch.Size: "size"}[cls]
+        kind = "list" if cls is list else "tuple" if cls is tuple else "size"
         return {kind: [node for _, node in fields(enumerate(value))]}
     if cls in (dict, collections.OrderedDict):
         if not all(isinstance(key, (str, int, bool)) for key in value):
@@ -146,6 +150,28 @@ def rebuild(node: Node, leaf: Callable[[Any], Any]) -> Any:
     return _instance(node, [(name, rebuild(child, leaf)) for name, child in node["fields"]])
 
 
+def check(node: Any, leaf: Callable[[Any], bool], depth: int = 0) -> None:
+    """Pass a node that :func:`rebuild` can take; ``leaf`` says whether a payload is what the caller can use.
+
+    Raises:
+        BadNode: a node of a file that was altered, or is none at all.
+    """
+    if depth > 100 or type(node) is not dict:
+        raise BadNode("nested too deep" if depth > 100 else f"{type(node).__name__} in place of a node")
+    kinds = [kind for kind in _KINDS if kind in node]
+    if len(kinds) != 1 or not set(node) <= _KINDS[kinds[0]]:
+        raise BadNode(f"a node with the keys {', '.join(map(str, node))[:80]}")
+    if not _CHECKS.get(kinds[0], lambda node: True)(node) or (kinds[0] == "leaf" and not leaf(node["leaf"])):
+        raise BadNode(f"a node with a wrong {kinds[0]}")
+    content = node[kinds[0]]
+    for child in content if kinds[0] in ("list", "tuple", "size") else ():
+        check(child, leaf, depth + 1)
+    for _, child in content if kinds[0] in ("dict", "fields") else ():
+        check(child, leaf, depth + 1)
+    if "context" in node:
+        check(node["context"], lambda payload: False, depth + 1)
+
+
 def leaves(node: Node) -> Iterator[Any]:
     """Every leaf payload of ``node``, in order."""
     if "leaf" in node:
@@ -161,7 +187,7 @@ def leaves(node: Node) -> Iterator[Any]:
 def _instance(node: Node, fields: list[tuple[Any, Any]]) -> Any:
     """The object of a ``class`` node, of its own class where this process has it, else a FallbackResult."""
     name, style = node["class"], node["style"]
-    cls = _known_class(name, style)
+    cls: Any = _known_class(name, style)
     if cls is not None:
         try:
             if style == "namedtuple":
@@ -185,14 +211,14 @@ def _known_class(name: str, style: str) -> type | None:
     if cls is None:
         module, _, qualname = name.partition(":")
         cls = sys.modules.get(module)
-        for part in qualname.split("."):
-            cls = getattr(cls, part, None) if part.isidentifier() else None
+        for part in qualname.split("."):  # not getattr: a lazy module would import what the file names
+            cls = getattr(cls, "__dict__", {}).get(part)
     if not isinstance(cls, type):
         return None
     fits = {
         "namedtuple": issubclass(cls, tuple) and hasattr(cls, "_fields"),
         "dataclass": dataclasses.is_dataclass(cls),
-        # dict subclasses only: a constructor such as shelve's, also a Mapping, would open files that the saved one names
+        # dict subclasses only: a constructor such as shelve's, also a Mapping, would open files that a node names
         "mapping": issubclass(cls, dict),
         "pytree": cls in _pytree.SUPPORTED_NODES,
     }
@@ -207,3 +233,54 @@ def _once(key: str, message: str, *args: Any) -> None:
     if key not in _warned:
         _warned.add(key)
         _log.warning(message, *args)
+
+
+def _is_torch_value(node: Node) -> bool:
+    name, kind = node["torch"], node.get("kind")
+    if kind == "device":
+        try:
+            return isinstance(name, str) and bool(torch.device(name))
+        except RuntimeError:
+            return False
+    cls = {c.__name__: c for c in _TORCH_VALUES}.get(kind) if isinstance(kind, str) else None
+    return cls is not None and isinstance(name, str) and isinstance(vars(torch).get(name), cls)
+
+
+def _is_size(node: Any) -> bool:
+    return type(node) is dict and ("leaf" in node or type(node.get("value")) is int)
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+def _are_pairs(value: Any, keys: tuple[type, ...]) -> bool:
+    return _is_list(value) and all(_is_list(pair) and len(pair) == 2 and type(pair[0]) in keys for pair in value)
+
+
+def _is_class(node: Node) -> bool:
+    named = isinstance(node.get("class"), str) and node.get("style") in ("namedtuple", "dataclass", "mapping", "pytree")
+    return named and ("context" in node) == (node["style"] == "pytree") and _are_pairs(node["fields"], (str, int, bool))
+
+
+_KINDS: dict[str, set[str]] = {
+    "leaf": {"leaf"},
+    "value": {"value"},
+    "float": {"float"},
+    "torch": {"torch", "kind"},
+    "list": {"list"},
+    "tuple": {"tuple"},
+    "size": {"size"},
+    "dict": {"dict", "class"},
+    "fields": {"fields", "class", "style", "context"},
+}
+_CHECKS: dict[str, Callable[[Node], bool]] = {
+    "value": lambda node: type(node["value"]) in (*_PLAIN, float),
+    "float": lambda node: node["float"] in ("inf", "-inf", "nan"),
+    "torch": _is_torch_value,
+    "list": lambda node: _is_list(node["list"]),
+    "tuple": lambda node: _is_list(node["tuple"]),
+    "size": lambda node: _is_list(node["size"]) and all(map(_is_size, node["size"])),
+    "dict": lambda node: _are_pairs(node["dict"], (str, int, bool)) and node.get("class", "OrderedDict") in list(_MAPPINGS),
+    "fields": _is_class,
+}

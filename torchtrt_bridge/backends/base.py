@@ -28,6 +28,12 @@ class StoredProgram:
     state: Mapping[str, torch.Tensor]
     constants: Mapping[str, torch.Tensor]
 
+    def owned(self) -> StoredProgram:
+        """The same with tensors of its own on the CPU: a user may train the model further."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.state.items()}
+        constants = {name: tensor.detach().cpu().clone() for name, tensor in self.constants.items()}
+        return dataclasses.replace(self, state=state, constants=constants)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:

@@ -45,7 +45,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     try:
         with _export_lock, _quiet():
             exported = torch.onnx.export(
-                program,
+                _without_missing_kernels(program),
                 (),
                 dynamo=True,
                 opset_version=opset,
@@ -71,14 +71,19 @@ def to_bytes(model: ir.Model) -> bytes:
     Raises:
         ConversionFailed: over 2 GiB, protobuf's limit.
     """
-    import onnx_ir as ir
-
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > 2**31 - 2**20:
         raise ConversionFailed(
             f"The weights ({size / 2**30:.1f} GiB) do not fit one ONNX message (2 GiB). Compile on a GPU, or with a"
             " lower precision; save_onnx(path) writes models of any size, with the weights beside."
         )
+    return serialize(model)
+
+
+def serialize(model: ir.Model) -> bytes:
+    """``model`` as it is: whole, or, inside :func:`without_weights`, with references to its weights."""
+    import onnx_ir as ir
+
     return ir.serde.serialize_model(model).SerializeToString()
 
 
@@ -87,6 +92,22 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
     import onnx_ir as ir
 
     ir.save(model, path, external_data=weights)
+
+
+def _without_missing_kernels(program: ExportedProgram) -> ExportedProgram:
+    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16."""
+    found = {
+        node.target
+        for node in program.graph.nodes
+        if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16
+    }
+    return program.run_decompositions({op: _NOT_IN_BF16[op] for op in found}) if found else program
+
+
+_NOT_IN_BF16 = {
+    torch.ops.aten.hardswish.default: lambda x: x * torch.clamp(x + 3, 0, 6) / 6,
+    torch.ops.aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
+}
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -113,9 +134,8 @@ def _check(model: ir.Model) -> None:
     with without_weights(model):
         proto = ir.serde.serialize_model(model)
     for initializer in proto.graph.initializer:
-        initializer.ClearField("external_data")
-        initializer.ClearField("data_location")
-        initializer.ClearField("dims")
+        for field in ("external_data", "data_location", "dims", "raw_data"):
+            initializer.ClearField(field)
         initializer.dims.append(0)
     try:
         onnx.checker.check_model(proto)
@@ -167,12 +187,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.onnx prints its progress and warns of its own internals; a library should do neither."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

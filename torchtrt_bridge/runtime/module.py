@@ -346,10 +346,10 @@ class TRTModule(nn.Module):
             )
         from ..trt.engine import Engine
         from ..trt.execution import Execution as EngineExecution
-        from ..trt.flavor import flavor
+        from ..trt.targets import installed
         from . import fit
 
-        fit.check(artifact.provenance, flavor(), self._device)
+        fit.check(artifact.provenance, installed(), self._device)
         cache = self._saved_caches[0] if self._saved_caches else None
         self._engine = Engine(segment.engine, self._device, cache, artifact.provenance.get("kernel_specialization"))
         return EngineExecution(self._engine, segment.inputs, segment.outputs, self._max_contexts)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree
 
 from ..backends.base import StoredProgram
@@ -42,9 +43,10 @@ def store(program: ExportedProgram) -> StoredProgram:
         raise ConversionFailed("The program cannot be saved: the name of a parameter or buffer is not printable.")
     wanted = inspect.signature(serialize.serialize).parameters
     tensors = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")
+    left_out: dict[str, Any] = {name: False for name in tensors if name in wanted}
     with _serde_lock:
         try:
-            text = serialize.serialize(program, **{k: False for k in tensors if k in wanted}).exported_program
+            text = serialize.serialize(program, **left_out).exported_program
             document = checked(json.loads(text), schema.ExportedProgram)
         except (Refused, MissingOperators) as error:
             raise ConversionFailed(f"The program cannot be saved: {error}.") from error
@@ -64,7 +66,7 @@ def restore(stored: StoredProgram) -> ExportedProgram:
     evaluated that was not checked first.
 
     Raises:
-        InvalidFile: the stored program is damaged, was made to do harm, or comes from a torch that this one cannot read.
+        InvalidFile: the stored program is damaged, made to do harm, or from a torch whose form this one cannot read.
         BackendUnavailable: it calls operators that no package imported here registers.
     """
     from torch._export.serde import schema, serialize
@@ -78,23 +80,24 @@ def restore(stored: StoredProgram) -> ExportedProgram:
         ) from None
     except (ValueError, RecursionError) as error:  # Refused, and what json raises
         raise InvalidFile(f"The saved program is damaged or was altered: {_first_line(error)}.") from None
-    written = document["schema_version"]["major"]
+    written, author = document["schema_version"]["major"], document.get("torch_version", "?")[:40]
     if written != schema.SCHEMA_VERSION[0]:
         raise InvalidFile(
-            f"The saved program was written by torch {document.get('torch_version', '?')[:40]} (schema {written}); torch"
-            f" {torch.__version__} reads schema {schema.SCHEMA_VERSION[0]}. Load it with that torch, or compile again."
+            f"The saved program was written by torch {author} (schema {written}); torch {torch.__version__} reads"
+            f" schema {schema.SCHEMA_VERSION[0]}. Load it with that torch, or compile again."
         )
     state, constants = _tensors_for(document, stored)
     signature = document["graph_module"]["signature"]
-    document["graph_module"]["module_call_graph"] = [_flat_call(*map(len, signature.values()))]
+    inputs = sum("user_input" in spec or "constant_input" in spec for spec in signature["input_specs"])
+    document["graph_module"]["module_call_graph"] = [_flat_call(inputs, len(signature["output_specs"]))]
     artifact = serialize.SerializedArtifact(json.dumps(document).encode(), state, constants, b"")  # type: ignore[arg-type]
     with _serde_lock:
         try:
             program = serialize.deserialize(artifact)
         except Exception as error:
             raise InvalidFile(
-                f"torch {torch.__version__} cannot rebuild the saved program (written by torch"
-                f" {document.get('torch_version', '?')[:40]}): {_first_line(error)}."
+                f"torch {torch.__version__} cannot rebuild the saved program (written by torch {author}):"
+                f" {_first_line(error)}."
             ) from error
     _check_shapes(program)
     return program
@@ -143,7 +146,7 @@ def run_callable(program: ExportedProgram) -> FlatProgram:
     """
     for spec in program.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
-            raise StateMutated(f"The program writes to {spec.target or spec.arg.name!r}, which only eager PyTorch does.")
+            raise StateMutated(f"The program writes to {spec.target or spec.arg.name!r}; only eager PyTorch does that.")
     bound: list[Any] = []
     slots = []
     for index, spec in enumerate(program.graph_signature.input_specs):
@@ -161,8 +164,9 @@ def run_callable(program: ExportedProgram) -> FlatProgram:
 
 
 def _lifted(document: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """``(name, placeholder)`` of the parameters and persistent buffers, and of the other tensors, that a graph takes."""
-    state, constants = {}, {}
+    """``(name, placeholder)`` of the parameters and persistent buffers that a graph takes, and of its other tensors."""
+    state: dict[str, str] = {}
+    constants: dict[str, str] = {}
     for spec in document["graph_module"]["signature"]["input_specs"]:
         kind, value = next(iter(spec.items()))
         if kind == "parameter":
@@ -243,7 +247,7 @@ def _on_device(graph: torch.fx.GraphModule, device: torch.device) -> torch.fx.Gr
     nodes = torch.fx.Graph()
     nodes.output(nodes.graph_copy(graph.graph, {}))
     for node in nodes.nodes:
-        node.args, node.kwargs = torch.fx.map_aggregate((node.args, node.kwargs), moved)
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), moved)
     return torch.fx.GraphModule({**dict(graph.named_children()), **children}, nodes)
 
 

@@ -1,6 +1,6 @@
 """A stored program's JSON, checked field by field before torch reads it.
 
-torch's deserializer trusts its input. It looks operators up by walking attributes from ``torch`` (so ``torch.os.system``
+torch's deserializer trusts its input. It looks operators up by walking attributes from ``torch`` (``torch.os.system``
 would do, and ``torch.ops.aten.save``, which writes files), evaluates symbolic sizes and guards as Python, and writes
 the names of nodes and buffers into the source of a function that it then executes. So nothing goes to it as it came:
 this module builds a new document that holds only the fields of torch's own schema, each of the schema's type, and each
@@ -47,8 +47,9 @@ _REFUSED_OPERATORS = frozenset(("aten::from_file", "aten::_print", "aten::record
 _SIZE_OPERATORS = frozenset(
     f"{function.__module__}.{function.__name__}"
     for function in (
-        *(getattr(operator, name) for name in "eq ne le ge lt gt neg pos mul add sub".split(" ")),
-        *(getattr(operator, name) for name in "floordiv mod pow truediv and_ or_ lshift rshift".split(" ")),
+        *(operator.eq, operator.ne, operator.le, operator.ge, operator.lt, operator.gt, operator.and_, operator.or_),
+        *(operator.neg, operator.pos, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv),
+        *(operator.mod, operator.pow, operator.lshift, operator.rshift),
         *(getattr(torch, name) for name in dir(torch) if re.fullmatch(r"_?sym_[a-z0-9]+", name)),
         *(math.trunc, math.floor, math.ceil),
     )
@@ -196,7 +197,7 @@ def _texts(check: _Check, value: Any, where: str) -> list[str]:
 
 
 def _argument_name(check: _Check, value: Any, where: str) -> str:
-    """The name of an operator's argument: none, or one that may be a word such as ``from``, which torch does not write."""
+    """The name of an operator's argument: it may be empty, or a word of Python's such as ``from``."""
     if value == "" or (isinstance(value, str) and keyword.iskeyword(value)):
         return value
     return _identifier(value, where)

@@ -1,9 +1,9 @@
 """The symbolic sizes of a stored program, checked before sympy sees them.
 
-torch writes a symbolic size as sympy's ``srepr``, ``Add(Mul(Integer(2), Symbol('s77', integer=True)), Integer(1))``, and
-reads it back with ``sympy.sympify``, which evaluates the text as Python. So what a file holds must first be seen to be
-such a tree and nothing else: known functions of numbers and symbols, of bounded size, and no power or shift whose
-result could fill the memory.
+torch writes a symbolic size as sympy's ``srepr``, ``Mul(Integer(2), Symbol('s77', integer=True))``, and reads it back
+with ``sympy.sympify``, which evaluates the text as Python. So what a file holds must first be seen to be such a tree
+and nothing else: known functions of numbers and symbols, of bounded size, and no power or shift whose result could
+fill the memory.
 """
 
 from __future__ import annotations
@@ -90,16 +90,17 @@ def _check_atom(name: str, node: ast.Call) -> None:
     """``Symbol('s0', integer=True)``, ``Integer(-3)``, ``Rational(1, 2)`` or ``Float('0.5', precision=53)``."""
     values = [_number_or_text(argument) for argument in node.args]
     options = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+    texts = [value for value in values if isinstance(value, str)]
+    numbers = [value for value in values if isinstance(value, int) and abs(value) <= _LARGEST_INTEGER]
     if name == "Symbol":
-        known = len(values) == 1 and type(values[0]) is str and _SYMBOL.fullmatch(values[0])
-        known = known and all(key in _ASSUMPTIONS and type(value) is bool for key, value in options.items())
+        known = all(key in _ASSUMPTIONS and type(value) is bool for key, value in options.items())
+        known = known and len(values) == len(texts) == 1 and bool(_SYMBOL.fullmatch(texts[0]))
     elif name == "Float":
-        known = len(values) == 1 and type(values[0]) is str and _FLOAT.fullmatch(values[0])
-        known = known and all(k == "precision" and type(v) is int and 0 < v <= 256 for k, v in options.items())
+        known = all(k == "precision" and type(v) is int and 0 < v <= 256 for k, v in options.items())
+        known = known and len(values) == len(texts) == 1 and bool(_FLOAT.fullmatch(texts[0]))
     else:
-        known = len(values) == (1 if name == "Integer" else 2) and not options
-        known = known and all(type(value) is int and abs(value) <= _LARGEST_INTEGER for value in values)
-        known = known and values[-1] != 0 if name == "Rational" else known
+        wanted = 1 if name == "Integer" else 2
+        known = not options and len(values) == len(numbers) == wanted and (name == "Integer" or numbers[1] != 0)
     if not known:
         _refuse(_excerpt(node))
 

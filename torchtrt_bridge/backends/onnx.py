@@ -1,0 +1,200 @@
+"""The ONNX route: captured program -> cast program -> ONNX -> TensorRT's parser and builder.
+
+On the CPU the same ONNX model runs on ONNX Runtime (fp32), or the cast program in PyTorch (fp16, bf16).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from ..capture import CapturedModel
+from ..dynamic import shapes_for
+from ..errors import BuildFailed, ConversionFailed
+from ..options import BuildOptions
+from ..precision import CastResult, Precision, cast_program
+from ..signature import Signature
+from .base import Artifact, Place, Segment, Support
+from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
+
+_log = logging.getLogger("torchtrt_bridge")
+_FLAT_DTYPES = "float32 float16 bfloat16 int64 int32 int8 uint8 bool".split()
+
+
+class OnnxBackend:
+    """See the module's docstring."""
+
+    name = "onnx"
+
+    def supports(self, captured: CapturedModel, place: Place) -> Support:
+        """Dtypes at the edges; operators are known only by trying."""
+        reasons = tuple(
+            f"{spec!r}: TensorRT has no {spec.dtype} inputs or results"
+            for spec in (*captured.signature.inputs, *captured.signature.outputs)
+            if spec.dtype not in _FLAT_DTYPES and place.needs_plan
+        )
+        return Support(self.name, not reasons, reasons)
+
+    def convert(
+        self,
+        captured: CapturedModel,
+        precision: Precision,
+        build: BuildOptions,
+        place: Place,
+        progress: Callable[[str, float], None],
+    ) -> Artifact:
+        """See :meth:`.base.Backend.convert`."""
+        cast = cast_program(captured.program, precision)
+        provenance = {"torch": torch.__version__, "opset": None}
+        if place.needs_plan:
+            segment, made, notes = _plan(cast.program, captured.signature, build, place, progress)
+        else:
+            segment, made, notes = _for_cpu(cast, captured.signature, precision)
+        return Artifact(
+            segments=(segment,),
+            signature=captured.signature,
+            backend=self.name,
+            precision=precision.name,
+            constants=captured.constants,
+            provenance={**provenance, **made},
+            report={"kept_fp32": {op: list(places) for op, places in cast.kept.items()}, "notes": [*cast.notes, *notes]},
+        )
+
+
+def input_names(signature: Signature) -> list[str]:
+    """The ONNX model's input names: the user's own."""
+    return [spec.name for spec in signature.inputs]
+
+
+def output_names(signature: Signature) -> list[str]:
+    """The ONNX model's output names: the user's own, told apart from the inputs' and from one another."""
+    taken = set(input_names(signature))
+    names = []
+    for spec in signature.outputs:
+        name = spec.name
+        while name in taken:
+            name = f"{name}_out"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
+    inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
+    if precision.name != "fp32":
+        from ..runtime.program import store
+
+        program = store(cast.program).owned()
+        note = f"ONNX Runtime's CPU kernels do not compute in {precision.name}; PyTorch runs the cast program"
+        return Segment("torch", inputs, outputs, program=program), {}, [note]
+    import onnxruntime
+
+    from ..runtime.cpu import OnnxExecution
+
+    refusal: ConversionFailed | None = None
+    for opset in OPSETS:
+        try:
+            data = torch.frombuffer(
+                bytearray(to_bytes(to_onnx(cast.program, list(inputs), list(outputs), opset))), dtype=torch.uint8
+            )
+            OnnxExecution(data, inputs, outputs)  # an operator without a CPU kernel is refused here
+        except ConversionFailed as error:
+            refusal = refusal or error
+            continue
+        made = {"opset": opset, "onnxruntime": onnxruntime.__version__}
+        notes = [] if refusal is None else [f"opset {opset} is in use: {refusal}"]
+        return Segment("onnxruntime", inputs, outputs, engine=data), made, notes
+    assert refusal is not None
+    raise refusal
+
+
+def _plan(
+    program: ExportedProgram,
+    signature: Signature,
+    build: BuildOptions,
+    place: Place,
+    progress: Callable[[str, float], None],
+) -> tuple[Segment, dict[str, Any], list[str]]:
+    """A TensorRT plan, from the newest opset that converts and builds."""
+    from ..trt.build import build as build_plan
+    from ..trt.request import Initializer, Request
+
+    settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name != "kernel_specialization"}
+    inputs, outputs = input_names(signature), output_names(signature)
+    refusal: Exception | None = None
+    for opset in OPSETS:
+        try:
+            progress("making the ONNX model", 0.0)
+            model = to_onnx(program, inputs, outputs, opset)
+            with without_weights(model) as weights:
+                proto = serialize(model)
+            plan = build_plan(
+                Request(
+                    model=proto,
+                    profile=_profile(signature),
+                    initializers=tuple(Initializer(name, *_memory(tensor)) for name, tensor in weights.items()),
+                    target=None if place.target in (None, "portable") else place.target,
+                    **settings,
+                ),
+                progress=progress,
+            )
+            del model, weights
+        except (ConversionFailed, BuildFailed) as error:
+            if opset == OPSETS[-1]:
+                raise refusal or error from error
+            refusal = error
+            _log.info("opset %d did not build, trying the next: %s", opset, error)
+            continue
+        segment = Segment("tensorrt", tuple(inputs), tuple(outputs), engine=torch.frombuffer(plan.data, dtype=torch.uint8))
+        made = {
+            "opset": opset,
+            "flavour": plan.flavor,
+            "tensorrt": plan.version,
+            "target": _target(plan.flavor, plan.target, build, place),
+            "gpu": torch.cuda.get_device_name(place.device) if place.target is None else "",
+            "version_compatible": build.version_compatible,
+            "kernel_specialization": build.kernel_specialization,
+            "layers": plan.num_layers,
+        }
+        notes = [] if refusal is None else [f"opset {opset} is in use, without fused attention: {refusal}"]
+        return segment, made, notes
+    raise AssertionError("OPSETS is empty")
+
+
+def _target(flavour: str, target: str | None, build: BuildOptions, place: Place) -> str:
+    """What the plan runs on, for the manifest. RTX plans for no named target run from sm80 on, wherever built."""
+    if target is not None:
+        return target
+    if flavour == "tensorrt_rtx" or build.hardware_compatible:
+        return "portable"
+    major, minor = torch.cuda.get_device_capability(place.device)
+    return f"sm{major}{minor}"
+
+
+def _profile(signature: Signature) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """The optimization profile. TensorRT's sizes begin at 1; an empty call never reaches it."""
+    ranges = [
+        shapes_for(signature.inputs, {name: max(1, getattr(dim, which)) for name, dim in signature.dims.items()})
+        for which in ("min", "opt", "max")
+    ]
+    return {
+        spec.name: (smallest, usual, largest)
+        for spec, smallest, usual, largest in zip(signature.inputs, *ranges)
+        if any(isinstance(size, str) for size in spec.shape)
+    }
+
+
+def _memory(tensor: Any) -> tuple[int, int, Any]:
+    """Address, size and owner of a weight's bytes on the host. Only what lies on a GPU, or not in one piece, is copied."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        raw = raw.detach().cpu().contiguous()
+        return raw.data_ptr(), raw.nbytes, raw
+    array = np.ascontiguousarray(tensor.numpy())
+    return array.ctypes.data, array.nbytes, array

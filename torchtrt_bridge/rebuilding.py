@@ -1,0 +1,101 @@
+"""What a saved module can still become: an ONNX file, or a new engine, from the program that it keeps."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .backends.base import Artifact, Place
+from .backends.onnx import input_names, output_names
+from .backends.onnx_graph import OPSETS, save, to_onnx
+from .capture import CapturedModel, reproducible
+from .dynamic import shapes_for
+from .errors import EngineMismatch
+from .precision import Precision, cast_program
+from .runtime.files import write_atomically
+from .runtime.program import restore, run_callable
+
+if TYPE_CHECKING:
+    from .runtime.module import TRTModule
+
+_INLINE = 2**31 - 2**20  # ONNX's limit for one file, less what the graph itself takes
+
+
+def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
+    """See :meth:`TRTModule.save_onnx`."""
+    segment = artifact.segments[0]
+    if segment.runtime == "onnxruntime":
+        assert segment.engine is not None
+        data = segment.engine
+        write_atomically(path, lambda file: file.write(memoryview(data.numpy())))
+        return
+    if segment.program is not None:
+        program = restore(segment.program)
+    elif artifact.source is not None:
+        program = cast_program(restore(artifact.source), Precision.parse(artifact.precision)).program
+    else:
+        raise EngineMismatch(
+            "This module holds a TensorRT plan, from which no ONNX model can be made. Compile it with source=True to"
+            " keep the program beside the plan."
+        )
+    signature = artifact.signature
+    model = to_onnx(program, input_names(signature), output_names(signature), OPSETS[0])
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= _INLINE:
+        from .backends.onnx_graph import to_bytes
+
+        write_atomically(path, lambda file: file.write(to_bytes(model)))
+        return
+    final = Path(path)
+    weights = f"{final.name}.weights"
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".torchtrt_bridge-") as folder:
+        save(model, Path(folder) / final.name, weights)
+        os.replace(Path(folder) / weights, final.parent / weights)
+        os.replace(Path(folder) / final.name, final)
+
+
+def rebuild(
+    artifact: Artifact, *, device: torch.device | str | None, target: str | None, verify: Any
+) -> TRTModule:
+    """See :meth:`TRTModule.rebuild`."""
+    from .compiler import make
+    from .progress import Stages
+
+    if artifact.source is None:
+        raise EngineMismatch(
+            "This module was compiled without source=True, so its file holds no program to rebuild from. Compile the"
+            " model again."
+        )
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and target is None else "cpu"
+    with Stages() as stages:
+        captured = _recapture(artifact, torch.device("cpu"))
+        place = Place(torch.device(device), target)
+        return make(captured, artifact.precision, "auto", place, None, verify and not target, True, 8, stages)
+
+
+def _recapture(artifact: Artifact, device: torch.device) -> CapturedModel:
+    """The kept program as it was captured, with inputs made up from the signature: random floats, ids of 0 and 1."""
+    assert artifact.source is not None
+    program = restore(artifact.source)
+    run = run_callable(program)
+    signature = artifact.signature
+    sizes = {name: min(max(2, dim.min), dim.max) for name, dim in signature.dims.items()}
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for spec, shape in zip(signature.inputs, shapes_for(signature.inputs, sizes)):
+        if spec.torch_dtype.is_floating_point:
+            inputs.append(torch.randn(shape, generator=generator).to(spec.torch_dtype))
+        else:
+            inputs.append(torch.randint(0, 2, shape, generator=generator).to(spec.torch_dtype))
+
+    def eager(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with reproducible(device):
+            return list(run([t.to(device) for t in tensors]))
+
+    return CapturedModel(program, signature, tuple(inputs), artifact.constants, None, eager, device)
