@@ -35,30 +35,31 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(models.MODELS))
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS)
     parser.add_argument("--out", default="table.json")
     parser.add_argument("--seconds", type=float, default=560)
     parser.add_argument("--compile", nargs=2)
     parser.add_argument("--load")
     options = parser.parse_args()
     if options.compile:
-        return compile_one(*options.compile)
+        return compile_one(*options.compile, options.precisions)
     if options.load:
         return load_all(Path(options.load))
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
-        run_workers(options.only, folder, options.workers, deadline)
+        run_workers(options.only, options.precisions, folder, options.workers, deadline)
         subprocess.run([sys.executable, __file__, "--load", folder], timeout=max(5, deadline - time.monotonic()))
         rows = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     Path(options.out).write_text(json.dumps(rows, indent=1))
     show(rows)
 
 
-def run_workers(names: list[str], folder: str, workers: int, deadline: float) -> None:
+def run_workers(names: list[str], precisions: list[str], folder: str, workers: int, deadline: float) -> None:
     """One process a model, so that a crash of one costs no other."""
     waiting, running = list(names), []
     while waiting or running:
         while waiting and len(running) < workers:
-            arguments = [sys.executable, __file__, "--compile", waiting.pop(0), folder]
+            arguments = [sys.executable, __file__, "--compile", waiting.pop(0), folder, "--precisions", *precisions]
             running.append(subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "3"}))
         time.sleep(0.2)
         running = [process for process in running if process.poll() is None]
@@ -68,11 +69,11 @@ def run_workers(names: list[str], folder: str, workers: int, deadline: float) ->
             return
 
 
-def compile_one(name: str, folder: str) -> None:
+def compile_one(name: str, folder: str, precisions: list[str]) -> None:
     import models
 
     slug = name.replace("/", "-").replace(" ", "-")
-    for precision, dynamic in itertools.product(PRECISIONS, (False, True)):
+    for precision, dynamic in itertools.product(precisions, (False, True)):
         model, inputs = models.make(name, BATCH, "cuda")
         row: dict[str, Any] = {"model": name, "precision": precision, "dynamic": dynamic, "ok": False}
         stem = Path(folder, f"{slug}.{precision}.{'dynamic' if dynamic else 'static'}")

@@ -62,7 +62,9 @@ class MetaCheck(torch.fx.Interpreter):
     def run_node(self, node):
         result = super().run_node(node)
         said = node.meta.get("val")
-        for a, b in zip(said if isinstance(said, (tuple, list)) else [said], result if isinstance(said, (tuple, list)) else [result]):  # noqa: E501
+        for a, b in zip(
+            said if isinstance(said, (tuple, list)) else [said], result if isinstance(said, (tuple, list)) else [result]
+        ):  # noqa: E501
             if isinstance(a, torch.Tensor):
                 assert b.dtype == a.dtype, node.format_node()
                 assert len(b.shape) == len(a.shape), node.format_node()
@@ -365,7 +367,7 @@ def test_hand_written_norm_of_large_activations(precision):
 
     model, x = Block(), 3e3 * torch.randn(4, 64)
     with torch.no_grad():
-        assert not copy.deepcopy(model).half()(x.half()).isfinite().all() or precision == "bf16"
+        assert precision == "bf16" or not error(model(x), copy.deepcopy(model).half()(x.half())) < 0.5
     result = check(model, (x,), precision)
     assert result.kept["aten.pow"] == ["norm"]
 
@@ -379,7 +381,8 @@ def test_normalizing_a_row_of_zeros(precision):
 
         def forward(self, x):
             y = self.linear(x)
-            return F.normalize(y, dim=-1), y / (y.norm(dim=-1, keepdim=True) + 1e-12), y / (y.abs().sum(-1, True) + 1e-9)
+            length, total = y.norm(dim=-1, keepdim=True), y.abs().sum(-1, True)
+            return F.normalize(y, dim=-1), y / (length + 1e-12), y / (total + 1e-9), y / (y.abs() + 1e-12)
 
     x = torch.randn(4, 16)
     x[2] = 0
@@ -409,9 +412,11 @@ def test_masked_scores(precision, value):
 
     keep = torch.ones(2, 9, dtype=torch.bool)
     keep[0, 4:] = False
-    if value != float("-inf"):
-        keep[1] = False  # a row with nothing but padding: finite in float32, so finite here
-    check(Attention(), (torch.randn(2, 9, 32), keep), precision, tolerance=3 * TOLERANCE[precision])
+    x = torch.randn(2, 9, 32)
+    program = check(Attention(), (x, keep), precision, tolerance=3 * TOLERANCE[precision]).program
+    keep[1] = False  # nothing but padding: what comes out means nothing, but is finite where float32 is
+    results, finite = run(program, (x, keep)), value != float("-inf")
+    assert all(bool(t.isfinite().all()) == finite for t in results[:3]) and (results[3].isfinite().all() or not finite)
 
 
 @pytest.mark.parametrize("precision", LOWS)
@@ -429,10 +434,10 @@ def test_additive_mask_from_the_user(precision, value):
 
     mask = torch.zeros(2, 1, 9)
     mask[0, :, 4:] = value
-    if value != float("-inf"):
-        mask[1] = value
-    result = check(Attention(), (torch.randn(2, 9, 32), mask), precision)
-    assert all(t.isfinite().all() for t in run(result.program, (torch.randn(2, 9, 32), mask)))
+    x = 10 * torch.randn(2, 9, 32)
+    program = check(Attention(), (x, mask), precision, tolerance=3 * TOLERANCE[precision]).program
+    mask[1] = torch.finfo(torch.float32).min
+    assert all(t.isfinite().all() for t in run(program, (x, mask)))
 
 
 def test_infinities_pass_the_clamp():
@@ -442,13 +447,12 @@ def test_infinities_pass_the_clamp():
             self.linear = nn.Linear(4, 4)
 
         def forward(self, x, bias):
-            return self.linear(x) + bias
+            return torch.cat([self.linear(x), bias[None]])
 
     bias = torch.tensor([float("inf"), float("-inf"), 1e30, 2.0])
     model, x = Add(), torch.zeros(1, 4)
     (y,) = run(cast(model, (x, bias), "fp16").program, (x, bias))
-    assert y[0, 0] == float("inf") and y[0, 1] == float("-inf") and 6e4 < y[0, 2] < float("inf")
-    assert y[0, 3].item() == pytest.approx((model.linear(x)[0, 3] + 2).item(), abs=1e-2)
+    assert y[1].tolist() == [float("inf"), float("-inf"), 65504, 2]
 
 
 def test_arithmetic_with_a_number_beyond_the_range_is_not_clamped():
@@ -787,7 +791,8 @@ def test_batch_norm_that_cannot_be_folded_is_float32(precision):
 
 @pytest.mark.parametrize("precision", ALL)
 def test_programs_serialize(precision):
-    program = cast(randomize_statistics(SmallCNN()), (torch.randn(2, 3, 16, 16),), precision, ({0: Dim.DYNAMIC},)).program
+    model, inputs = randomize_statistics(SmallCNN()), (torch.randn(2, 3, 16, 16),)
+    program = cast(model, inputs, precision, ({0: Dim.DYNAMIC},)).program
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)

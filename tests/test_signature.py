@@ -182,6 +182,7 @@ def test_altered_data_is_an_invalid_file_or_a_working_signature(path):
         (("inputs", 0, "dtype"), "os"),
         (("inputs", 0, "shape"), ["__import__('os')"]),
         (("parameters", 0, "kind"), "__class__"),
+        (("parameters", 0, "default"), {"value": 1}),  # a parameter without a default follows
     ],
 )
 def test_what_would_fail_in_a_later_call_is_refused_at_loading(path, value):

@@ -10,7 +10,7 @@ Every operator belongs to one class, found by its name:
 * all others **follow** their inputs: low as soon as one of them is, else float32.
 
 The fp32 class begins with the operators that CUDA's autocast runs in float32
-(https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32). Four exceptions to "follow" keep
+(https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32). Exceptions to "follow" keep
 numbers right that autocast gets wrong; they need to know a little about where a float32 tensor comes from, which is
 what :class:`Trait` records:
 
@@ -18,8 +18,8 @@ what :class:`Trait` records:
   float32, as a fused normalization does: the statistic itself may have no value in 16 bits.
 * So does arithmetic with a number that the low dtype turns into 0 or infinity (``+ 1e-12``, ``scores + mask`` where
   the mask is ``finfo(float32).min``). Numbers that only fill or bound (``masked_fill``, ``clamp``) are clamped instead.
-* A float32 input of the user that meets a low tensor, or is an attention mask, is clamped to the finite range before
-  it is cast; infinities stay.
+* So does arithmetic with a float32 input of the user, which may be such a mask. Where one meets a low tensor otherwise
+  (``cat``, ``where``), or is an attention's mask, it is clamped to the finite range first; infinities stay.
 * A matrix product of tables alone (positions times frequencies: nothing learned, nothing from a float input) stays in
   float32; whole numbers above 2048 do not exist in float16.
 """
@@ -106,7 +106,7 @@ _SINGLE = {
     torch.complex32: torch.complex64,
     torch.complex128: torch.complex64,
 }
-_NUMBERS = ("number", "Optional[number]", "float", "Optional[float]")
+_NUMBERS = ("number", "Optional[number]", "float", "Optional[float]", "Tensor")  # add.Tensor(x, 1e-12), too
 
 
 class Trait(enum.Flag):
@@ -282,7 +282,7 @@ class Caster:
             return torch.float32
         if name not in FILLS and any(self._range.overflows(v) for v in numbers):
             return torch.float32
-        delicate = Trait.STATISTIC | Trait.HUGE
+        delicate = Trait.STATISTIC | Trait.HUGE | Trait.OPEN
         if name in ARITHMETIC and any(self._tensor_traits(n) & delicate for n in floats):
             return torch.float32
         return self.low
@@ -304,11 +304,13 @@ class Caster:
         bounds = {}
         for old, argument in _arguments(node):
             new = self._new[old]
+            if name in LOW and new in self._constants and argument != "attn_mask":
+                continue  # a weight: _store in .precision clamps what has to be, and says so
             traits = self._tensor_traits(new)
-            if name in LOW:
+            if argument == "attn_mask" or (name in LOW and "add" in name and argument == "self"):
                 if Trait.HUGE in traits or (argument == "attn_mask" and Trait.OPEN in traits):
                     bounds[new] = self._range.max / 2
-            elif traits & (Trait.HUGE | Trait.OPEN):
+            elif Trait.HUGE in traits or (name not in LOW and Trait.OPEN in traits):
                 bounds[new] = self._range.max
         return bounds
 
@@ -335,9 +337,9 @@ class Caster:
         numbers = list(_numbers(node))
         result = table
         if name not in BOUNDS:
-            for trait in (Trait.HUGE, Trait.OPEN):
-                if any(trait in t for t in streams + constants):
-                    result |= trait
+            result |= _union(streams + constants) & (Trait.HUGE | Trait.OPEN)
+            if any(n.meta["val"].dtype == self.low for n in floats):
+                result &= ~Trait.OPEN  # part of the stream from here on
             if any(self._range.overflows(v) for v in numbers):
                 result |= Trait.HUGE
         statistic = all(Trait.STATISTIC in t for t in streams) if streams else Trait.STATISTIC in _union(constants)

@@ -109,14 +109,15 @@ class Signature:
         """
         try:
             signature = cls(
-                parameters=tuple(_parameter(item) for item in data["parameters"]),
-                arguments={name: node for name, node in data["arguments"]},
-                inputs=tuple(_tensor_spec(item) for item in data["inputs"]),
-                outputs=tuple(_tensor_spec(item) for item in data["outputs"]),
+                parameters=tuple(_parameter(item) for item in _list(data["parameters"])),
+                arguments={name: node for name, node in _list(data["arguments"])},
+                inputs=tuple(_tensor_spec(item) for item in _list(data["inputs"])),
+                outputs=tuple(_tensor_spec(item) for item in _list(data["outputs"])),
                 result=data["result"],
-                dims={name: Dim(low, opt, high, name) for name, low, opt, high in data["dims"]},
+                dims={name: Dim(low, opt, high, name) for name, low, opt, high in _list(data["dims"])},
             )
             signature._check_nodes()
+            signature.python_signature()  # refuses parameters in an impossible order
             return signature
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InvalidFile(f"The saved signature is damaged: {type(error).__name__}: {error}.") from None
@@ -263,6 +264,12 @@ def describe_parameters(signature: inspect.Signature) -> tuple[Parameter, ...]:
     return tuple(parameters)
 
 
+def _list(data: Any) -> list[Any]:
+    if type(data) is not list:
+        raise TypeError(f"{type(data).__name__} in place of a list")
+    return data
+
+
 def _parameter(data: Any) -> Parameter:
     parameter = Parameter(**data)
     kinds = [kind.name for kind in inspect._ParameterKind]
@@ -276,7 +283,7 @@ def _parameter(data: Any) -> Parameter:
 
 
 def _tensor_spec(data: Any) -> TensorSpec:
-    spec = TensorSpec(data["name"], data["dtype"], tuple(data["shape"]))
+    spec = TensorSpec(data["name"], data["dtype"], tuple(_list(data["shape"])))
     if type(spec.name) is not str or type(spec.dtype) is not str:
         raise ValueError("a tensor's name and dtype must be texts")
     if not isinstance(vars(torch).get(spec.dtype), torch.dtype):

@@ -161,7 +161,7 @@ def test_a_refused_model_is_a_failed_build_that_names_the_nodes(isolate, caplog)
         build(Request(networks.unknown_operators().SerializeToString()), isolate=isolate)
     assert isinstance(failed.value.__cause__, Failure)
     assert [problem.node for problem in failed.value.__cause__.problems] == ["enc.1/frob", "enc.2/twiddle"]
-    assert "Frobnicate is not supported" in caplog.text
+    assert "enc.1/frob" in caplog.text  # the message of TensorRT itself, on its way to the log
 
 
 def test_every_option_of_the_build_is_one_of_the_request():

@@ -54,7 +54,7 @@ def test_every_node_that_the_parser_refuses_is_named():
         ("enc.1/frob", "Frobnicate"),
         ("enc.2/twiddle", "Twiddle"),
     ]
-    assert all(p.code and p.operator in p.description for p in failure.value.problems)
+    assert all(p.code and p.description for p in failure.value.problems)
     assert "enc.1/frob [Frobnicate]" in str(failure.value) and "enc.2/twiddle [Twiddle]" in str(failure.value)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import keyword
 import math
 import operator
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..expressions import BadExpression, names
 from .symbolic import BadSymbolic, check_symbol, check_symbolic
 
 _DEEPEST = 120  # levels of the schema; a subgraph of torch.cond takes nine
@@ -117,16 +119,12 @@ class _Check:
 
     def fields(self, cls: Any, value: dict[str, Any], where: str, depth: int) -> dict[str, Any]:
         """The fields of one of the schema's dataclasses; a union has exactly one."""
-        hints = typing.get_type_hints(cls)
+        hints, required = _fields(cls)
         if hasattr(cls, "create"):
             if len(value) != 1 or next(iter(value)) not in hints:
                 _refuse(where, f"one of {', '.join(hints)} is needed")
-            required = set(value)
-        else:
-            missing = (dataclasses.MISSING, dataclasses.MISSING)
-            required = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == missing}
-        if lacking := sorted(required - set(value)):
-            _refuse(where, f"{', '.join(lacking)} is missing")
+        elif not required <= set(value):
+            _refuse(where, f"{', '.join(sorted(required - set(value)))} is missing")
         result = {}
         for name, hint in hints.items():
             if name not in value:
@@ -156,6 +154,14 @@ class _Check:
         if full not in self.registered:
             self.missing.add(full)
         return target
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The type of each field of a dataclass, and the fields without a default."""
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    required = (f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) == missing)
+    return typing.get_type_hints(cls), frozenset(required)
 
 
 def _instance(value: Any, cls: type, where: str) -> Any:
@@ -219,13 +225,17 @@ def _symbolic(check: _Check, value: Any, where: str) -> str:
 
 
 def _ranges(check: _Check, value: Any, where: str) -> dict[str, Any]:
-    """``{"s77": {"min_val": 2, "max_val": None}}``; torch counts up to the number in a symbol's name."""
+    """``{"s77": {"min_val": 2, "max_val": None}, "2*s77": ...}``. torch only compares these texts, but counts up to the
+    number after a ``u`` or ``zuf``, and stumbles over an expression that begins so."""
     result = {}
     for symbol, limits in _instance(value, dict, where).items():
         try:
-            check_symbol(symbol)
-        except BadSymbolic as error:
+            for name in names(symbol):
+                check_symbol(name)
+        except (BadExpression, BadSymbolic) as error:
             _refuse(where, str(error))
+        if symbol.startswith(("u", "zuf")) and names(symbol) != {symbol}:
+            continue
         if set(_instance(limits, dict, where)) != {"min_val", "max_val"}:
             _refuse(where, "a range has min_val and max_val")
         result[symbol] = {key: None if v is None else _plain(int, v, where) for key, v in limits.items()}
