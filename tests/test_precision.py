@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
-from torchtrt_bridge.casting import LOW, NORMALIZATIONS, operator_name
+from torchtrt_bridge.casting import LOW, NORMALIZATIONS, NOT_IN_BFLOAT16, operator_name
 from torchtrt_bridge.errors import InvalidOption
 from torchtrt_bridge.precision import CastResult, Precision, cast_program, fold_batch_norm
 
@@ -62,9 +62,8 @@ class MetaCheck(torch.fx.Interpreter):
     def run_node(self, node):
         result = super().run_node(node)
         said = node.meta.get("val")
-        for a, b in zip(
-            said if isinstance(said, (tuple, list)) else [said], result if isinstance(said, (tuple, list)) else [result]
-        ):  # noqa: E501
+        pairs = zip(said, result) if isinstance(said, (tuple, list)) else [(said, result)]
+        for a, b in pairs:
             if isinstance(a, torch.Tensor):
                 assert b.dtype == a.dtype, node.format_node()
                 assert len(b.shape) == len(a.shape), node.format_node()
@@ -140,8 +139,9 @@ def check_classes(program, precision):
     """Products in the low dtype, normalizations in float32."""
     low = Precision.parse(precision).dtype
     found = list(classes(program))
-    assert {dtype for name, dtype in found if name in LOW} == {low}
-    assert {dtype for name, dtype in found if name in NORMALIZATIONS} <= {torch.float32}
+    gaps = NOT_IN_BFLOAT16 if precision == "bf16" else frozenset()
+    assert {dtype for name, dtype in found if name in LOW - gaps} == {low}
+    assert {dtype for name, dtype in found if name in NORMALIZATIONS | gaps} <= {torch.float32}
     return {name for name, _ in found}
 
 
@@ -326,21 +326,37 @@ def test_llama_keeps_its_rotary_angles(precision):
     assert angles and all(n.meta["val"].dtype == n.args[0].meta["val"].dtype == torch.float32 for n in angles)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+class Tagger(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.rnn = getattr(nn, kind)(32, 24, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(48, 7)
+
+    def forward(self, ids):
+        return self.head(self.rnn(self.embed(ids))[0])
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("precision", LOWS)
 def test_recurrent_tagger(precision, kind):
-    class Tagger(nn.Module):
+    result = check(Tagger(kind), (torch.randint(0, 50, (2, 11)),), precision)
+    check_classes(result.program, precision)
+
+
+def test_weights_that_are_buffers_are_low_too():
+    class Frozen(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed = nn.Embedding(50, 32)
-            self.rnn = getattr(nn, kind)(32, 24, num_layers=2, batch_first=True, bidirectional=True)
-            self.head = nn.Linear(48, 7)
+            self.register_buffer("table", torch.randn(20, 8))
+            self.register_buffer("weight", torch.randn(8, 8))
+            self.plain = torch.randn(8, 4)
 
         def forward(self, ids):
-            return self.head(self.rnn(self.embed(ids))[0])
+            return F.linear(F.embedding(ids, self.table), self.weight) @ self.plain
 
-    result = check(Tagger(), (torch.randint(0, 50, (2, 11)),), precision)
-    check_classes(result.program, precision)
+    check_classes(check(Frozen(), (torch.randint(0, 20, (2, 5)),), "fp16").program, "fp16")
 
 
 # -- numbers that 16 bits do not have ----------------------------------------------------------------------------------
@@ -827,8 +843,8 @@ def build(model_bytes, profile=None):
         config.add_optimization_profile(shapes)
     plan = builder.build_serialized_network(network, config)
     assert plan is not None and plan.nbytes > 0
-    types = {network.get_layer(i).type: network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)}
-    return types
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    return {layer.type: layer.get_output(0).dtype for layer in layers if layer.num_outputs}
 
 
 @pytest.mark.parametrize("precision", LOWS)
@@ -852,3 +868,25 @@ def test_tensorrt_builds_bert_in_fp16(attention):
     shapes = ({0: Dim("batch", max=8), 1: Dim("length", max=64)},) * 2
     program = cast(transformers.BertModel(config), inputs, "fp16", shapes).program
     build(onnx_bytes(program, inputs), ((1, 2), (2, 12), (8, 64)))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("precision", LOWS)
+def test_tensorrt_builds_the_tagger(precision, kind):
+    inputs = (torch.randint(0, 50, (2, 11)),)
+    build(onnx_bytes(cast(Tagger(kind), inputs, precision).program, inputs))
+
+
+def test_tensorrt_builds_the_clamp_of_a_mask():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(16, 48)
+
+        def forward(self, x, mask):
+            q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+            return torch.cat([F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0], mask[:, 0]], -1)
+
+    inputs = torch.randn(2, 6, 16), torch.zeros(2, 1, 6, 6)
+    build(onnx_bytes(cast(Masked(), inputs, "fp16").program, inputs))

@@ -20,8 +20,8 @@ what :class:`Trait` records:
   the mask is ``finfo(float32).min``). Numbers that only fill or bound (``masked_fill``, ``clamp``) are clamped instead.
 * So does arithmetic with a float32 input of the user, which may be such a mask. Where one meets a low tensor otherwise
   (``cat``, ``where``), or is an attention's mask, it is clamped to the finite range first; infinities stay.
-* A matrix product of tables alone (positions times frequencies: nothing learned, nothing from a float input) stays in
-  float32; whole numbers above 2048 do not exist in float16.
+* A matrix product of tables alone (positions times frequencies: integers and vectors of constants, no float input)
+  stays in float32; float16 has no odd numbers above 2048.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ LOW = _names("""
     _native_multi_head_attention lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     embedding prelu _prelu_kernel
 """)
+NOT_IN_BFLOAT16 = _names("conv_transpose1d conv_transpose2d conv_transpose3d gru gru_cell")
+"""Low operators that TensorRT takes in float16 alone: TensorRT for RTX 1.6.1 builds no bfloat16 deconvolution, and its
+ONNX parser writes a float32 number into a bfloat16 GRU. They run in float32 under bfloat16."""
+
 NORMALIZATIONS = _names("""
     layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm
     batch_norm native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
@@ -113,7 +117,7 @@ class Trait(enum.Flag):
     """Where a float32 tensor comes from, as far as casting it down depends on that."""
 
     NONE = 0
-    TABLE = enum.auto()  # from integers, shapes, buffers and constants alone
+    TABLE = enum.auto()  # from integers, shapes and vectors of constants alone
     STATISTIC = enum.auto()  # a sum, a power, a tiny number: what a stream is normalized by
     HUGE = enum.auto()  # a number in the program puts values beyond the low dtype's range into it
     OPEN = enum.auto()  # a float input of the user: any value
@@ -125,7 +129,6 @@ class Caster:
     Args:
         graph: the graph of an exported program; it is read only.
         constants: the tensors of those placeholders that are parameters, buffers or constants, by placeholder name.
-        parameters: the names of those that are parameters.
         low: the dtype of the low class; float32 leaves one class, float32.
 
     Attributes:
@@ -134,14 +137,12 @@ class Caster:
         notes: what else a reader of the report should know.
     """
 
-    def __init__(
-        self, graph: Graph, constants: Mapping[str, torch.Tensor], parameters: frozenset[str], low: torch.dtype
-    ):
+    def __init__(self, graph: Graph, constants: Mapping[str, torch.Tensor], low: torch.dtype):
         self.source, self.graph, self.low = graph, Graph(), low
         self.stored: dict[str, tuple[torch.dtype, float | None]] = {}
         self.kept: dict[str, list[str]] = {}
         self.notes: list[str] = []
-        self._tensors, self._parameters = constants, parameters
+        self._tensors = constants
         self._range = _Range(low)
         self._new: dict[Node, Node] = {}
         self._traits: dict[Node, Trait] = collections.defaultdict(lambda: Trait.NONE)
@@ -153,6 +154,8 @@ class Caster:
         """The new graph. Its placeholders and results have the dtypes of the old one's."""
         for node in self.source.nodes:
             self._consumer = node
+            if getattr(node.meta.get("val"), "dtype", None) is torch.float64 and node.users:
+                self._note("float64 is computed in float32")
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "output":
@@ -168,21 +171,19 @@ class Caster:
     def _placeholder(self, node: Node) -> None:
         new = self._new[node] = self._copy(node)
         value, tensor = node.meta.get("val"), self._tensors.get(node.name)
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if value is None or not _is_float(value):
             self._traits[new] = Trait.TABLE
-        elif value.dtype is torch.float64 and node.users:
-            self._note("float64 is computed in float32")
-        if tensor is not None and tensor.is_floating_point():
+        elif tensor is None:
+            self._traits[new] = Trait.OPEN
+        else:
+            self._constants[new] = tensor
+            self._traits[new] = Trait.TABLE if sum(size > 1 for size in tensor.shape) <= 1 else Trait.NONE
             new.meta.pop("tensor_meta", None)
             new.meta["val"] = retyped(value, torch.float32)  # until _store_constants knows who reads it
-            self._constants[new] = tensor
-            self._traits[new] = Trait.NONE if node.name in self._parameters else Trait.TABLE
-        elif new not in self._traits:
-            self._traits[new] = Trait.OPEN
 
     def _output(self, node: Node) -> None:
         def result(old: Node) -> Node:
-            value = old.meta.get("val")
+            value: Any = old.meta.get("val")
             self._consumer = old
             return self._cast(self._new[old], value.dtype) if _is_float(value) else self._new[old]
 
@@ -222,12 +223,11 @@ class Caster:
         args, kwargs = self._normalize_dtypes(node, args, kwargs)
         new = self._emit(node, args, kwargs, dtype)
         self._traits[new] = self._result_traits(node, name, inputs, dtype)
-        if floats and dtype == torch.float32 != self.low:
-            lowered = any(n.meta["val"].dtype == self.low for n in floats)
-            if lowered or name in LOW or self._runs_fp32(node, name):
-                paths = self.kept.setdefault(f"aten.{name}", [])
-                if module_path(node) not in paths:
-                    paths.append(module_path(node))
+        lowered = any(n.meta["val"].dtype == self.low for n in floats)
+        if floats and dtype == torch.float32 != self.low and (lowered or name in LOW or self._runs_fp32(node, name)):
+            paths = self.kept.setdefault(f"aten.{name}", [])
+            if module_path(node) not in paths:
+                paths.append(module_path(node))
         return new
 
     def _user_cast(self, node: Node) -> Node:
@@ -253,7 +253,7 @@ class Caster:
 
     def _as_captured(self, node: Node) -> Node:
         def argument(old: Node) -> Node:
-            value = old.meta.get("val")
+            value: Any = old.meta.get("val")
             return self._cast(self._new[old], value.dtype) if _is_float(value) else self._new[old]
 
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), argument)
@@ -291,6 +291,7 @@ class Caster:
         return (
             name in FP32
             or name.startswith(FP32_FAMILIES)
+            or (self.low == torch.bfloat16 and (name in NOT_IN_BFLOAT16 or _is_transposed(node, name)))
             or (name in AVERAGE_POOLING and _pooling_window(node, name) > LARGEST_LOW_WINDOW)
         )
 
@@ -546,6 +547,10 @@ def _is_plain_float_cast(node: Node) -> bool:
 
 def _dtypes(*arguments: Any) -> list[torch.dtype]:
     return [v for v in _pytree.tree_leaves(arguments) if isinstance(v, torch.dtype)]
+
+
+def _is_transposed(node: Node, name: str) -> bool:
+    return name in ("convolution", "_convolution") and bool(node.args[6])
 
 
 def _pooling_window(node: Node, name: str) -> float:

@@ -92,11 +92,9 @@ def cast_program(program: ExportedProgram, precision: Precision) -> CastResult:
     changed. The new one has the same placeholders, parameter names, dynamic shapes and result dtypes. Tensors that do
     not change are shared by both programs.
     """
-    low = precision.dtype
     folded = fold_batch_norm(program)
     tensors = _constants(folded)
-    parameters = frozenset(name for name, (spec, _) in tensors.items() if spec.kind == InputKind.PARAMETER)
-    caster = Caster(folded.graph, {name: tensor for name, (_, tensor) in tensors.items()}, parameters, low)
+    caster = Caster(folded.graph, {name: tensor for name, (_, tensor) in tensors.items()}, precision.dtype)
     graph = caster.run()
     state, clamped = _store(tensors, caster.stored)
     notes = list(caster.notes)
@@ -151,45 +149,42 @@ def _fold(norm: Node, tensors: _Constants) -> dict[str, torch.Tensor]:
     layer = call["input"]
     if call.get("training") or not isinstance(layer, Node) or operator_name(layer) not in _LAYERS:
         return {}
-    results = _first_results(norm)
     inner = _call(layer)
     weight, bias = inner["weight"], inner["bias"]
-    statistics = [call[name] for name in ("running_mean", "running_var", "weight", "bias")]
-
-    def owned(node: Any, owner: Node) -> bool:
-        return isinstance(node, Node) and node.name in tensors and list(node.users) == [owner]
-
-    home = next((n for n in (bias, statistics[3], statistics[0]) if n is not None), None)
+    mean, variance, gamma, beta = (call[name] for name in ("running_mean", "running_var", "weight", "bias"))
+    # where the new bias is stored
+    home, owner = (bias, layer) if bias is not None else (beta if beta is not None else mean, norm)
+    results = _first_results(norm)
     fits = (
-        results is not None
-        and list(layer.users) == [norm]
-        and owned(weight, layer)
-        and (bias is None or owned(bias, layer))
-        and owned(home, norm if bias is None else layer)
-        and None not in statistics[:2]
-        and all(n is None or n.name in tensors for n in statistics)
+        list(layer.users) == [norm]
+        and _belongs(weight, layer, tensors)
+        and _belongs(home, owner, tensors)
+        and None not in (mean, variance)
+        and all(n is None or n.name in tensors for n in (mean, variance, gamma, beta))
         # channels must be dimension 1 of the layer's result: no unbatched convolution, no linear layer on sequences
         and layer.meta["val"].ndim == weight.meta["val"].ndim
     )
-    if not fits:
+    if not fits or not results:
         return {}
-    mean, variance, gamma, beta, old = (
-        None if n is None else tensors[n.name][1].detach().double() for n in (*statistics, bias)
-    )
-    assert mean is not None and variance is not None and results is not None
-    scale = (variance + call.get("eps", call.get("epsilon"))).rsqrt() * (1 if gamma is None else gamma)
-    shift = (0 if beta is None else beta) + ((0 if old is None else old) - mean) * scale
+
+    def number(node: Node | None, otherwise: float) -> Any:
+        return otherwise if node is None else tensors[node.name][1].detach().double()
+
+    scale = number(gamma, 1) * (number(variance, 1) + call["eps"]).rsqrt()
+    shift = number(beta, 0) + (number(bias, 0) - number(mean, 0)) * scale
     new = {weight.name: _scaled(tensors[weight.name][1].detach(), scale, layer, inner), home.name: shift}
-    for result in results:
-        result.replace_all_uses_with(layer)
-        layer.graph.erase_node(result)
-    if norm not in results:
-        layer.graph.erase_node(norm)
-    dtype = layer.meta["val"].dtype
-    wide = torch.promote_types(dtype, torch.float32)
+    for node in dict.fromkeys([*results, norm]):
+        node.replace_all_uses_with(layer)
+        layer.graph.erase_node(node)
+    wide = torch.promote_types(layer.meta["val"].dtype, torch.float32)
     layer.args = (layer.args[0], _held(weight, wide, layer), _held(home, wide, layer), *layer.args[3:])
     layer.kwargs = {name: value for name, value in layer.kwargs.items() if name not in ("weight", "bias")}
     return {name: tensor.to(wide) for name, tensor in new.items()}
+
+
+def _belongs(constant: Any, owner: Node, tensors: _Constants) -> bool:
+    """Whether ``constant`` is a stored tensor that ``owner`` alone reads, so that its value may change."""
+    return isinstance(constant, Node) and constant.name in tensors and list(constant.users) == [owner]
 
 
 def _call(node: Node) -> dict[str, Any]:
@@ -199,13 +194,13 @@ def _call(node: Node) -> dict[str, Any]:
     return {**call, **dict(zip(call, node.args)), **node.kwargs}
 
 
-def _first_results(norm: Node) -> list[Node] | None:
-    """The nodes that hold the normalized tensor, unless the statistics, too, have a reader."""
+def _first_results(norm: Node) -> list[Node]:
+    """The nodes that hold the normalized tensor; none where the statistics, too, have a reader."""
     if isinstance(norm.meta["val"], torch.Tensor):
         return [norm]
     readers = list(norm.users)
     first = all(n.target is operator.getitem and n.args[1] == 0 for n in readers)
-    return readers if first and readers else None
+    return readers if first else []
 
 
 def _scaled(weight: torch.Tensor, scale: torch.Tensor, layer: Node, call: Mapping[str, Any]) -> torch.Tensor:

@@ -37,14 +37,10 @@ class BadSymbolic(ValueError):
     """A text that is no symbolic size."""
 
 
-def check_symbol(name: str) -> None:
-    """Pass the name of a symbol, as torch makes them: ``s77``, ``u0``, ``zf1``.
-
-    Raises:
-        BadSymbolic: any other text.
-    """
-    if not _SYMBOL.fullmatch(name):
-        _refuse(repr(name[:80]))
+def is_symbol(text: str) -> bool:
+    """Whether ``text`` is the name of a symbol, as torch makes them: ``s77``, ``u0``, ``zf1``. Six digits at most:
+    torch counts up to the number."""
+    return bool(_SYMBOL.fullmatch(text))
 
 
 def check_symbolic(text: str) -> None:
