@@ -407,7 +407,7 @@ class Caster:
             if not node.users:
                 node.meta["val"] = retyped(node.meta["val"], self._constants[node].dtype)
             elif len(wanted) == 1 and set(node.users) <= readers:
-                ((dtype, bound), cast), = wanted.items()
+                (((dtype, bound), cast),) = wanted.items()
                 self.stored[node.name] = dtype, bound
                 node.meta["val"] = retyped(node.meta["val"], dtype)
                 cast.replace_all_uses_with(node)
@@ -583,6 +583,7 @@ def _numbers(node: Node) -> Iterator[float]:
 
 def _map_numbers(node: Node, args: Any, kwargs: Any, change: Callable[[float], float]) -> tuple[Any, Any]:
     """``args`` and ``kwargs`` of ``node`` with ``change`` applied to the numbers among them."""
+
     def changed(schema: Any, value: Any) -> Any:
         number = str(schema.type) in _NUMBERS and isinstance(value, (int, float)) and not isinstance(value, bool)
         return change(value) if number else value

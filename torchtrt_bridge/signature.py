@@ -143,9 +143,8 @@ class Signature:
 
     def __repr__(self) -> str:
         dims = "".join(f"\n  {name}: {d.min} to {d.max}, tuned for {d.opt}" for name, d in self.dims.items())
-        return (
-            f"Signature({', '.join(map(repr, self.inputs))}) -> ({', '.join(map(repr, self.outputs))})"
-            + (f" with{dims}" if dims else "")
+        return f"Signature({', '.join(map(repr, self.inputs))}) -> ({', '.join(map(repr, self.outputs))})" + (
+            f" with{dims}" if dims else ""
         )
 
     # -- calls ---------------------------------------------------------------------------------------------------------

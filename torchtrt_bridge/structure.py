@@ -32,6 +32,7 @@ _log = logging.getLogger("torchtrt_bridge")
 _warned: set[str] = set()
 _registered: dict[str, type] = {}
 _PLAIN = (bool, int, str, type(None))
+_KEYS = (str, int, bool)
 _TORCH_VALUES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _MAPPINGS: dict[str, Callable[..., Any]] = {"OrderedDict": collections.OrderedDict}
 
@@ -105,8 +106,8 @@ def describe(value: Any, leaf: Callable[[str, Any], Node | None], path: str = ""
         kind = "list" if cls is list else "tuple" if cls is tuple else "size"
         return {kind: [node for _, node in fields(enumerate(value))]}
     if cls in (dict, collections.OrderedDict):
-        if not all(isinstance(key, (str, int, bool)) for key in value):
-            raise Unstorable(path, next(k for k in value if not isinstance(k, (str, int, bool))))
+        if not all(isinstance(key, _KEYS) for key in value):
+            raise Unstorable(path, next(k for k in value if not isinstance(k, _KEYS)))
         node: Node = {"dict": fields(value.items())}
         return node if cls is dict else {**node, "class": "OrderedDict"}
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
@@ -260,7 +261,7 @@ def _are_pairs(value: Any, keys: tuple[type, ...]) -> bool:
 
 def _is_class(node: Node) -> bool:
     named = isinstance(node.get("class"), str) and node.get("style") in ("namedtuple", "dataclass", "mapping", "pytree")
-    return named and ("context" in node) == (node["style"] == "pytree") and _are_pairs(node["fields"], (str, int, bool))
+    return named and ("context" in node) == (node["style"] == "pytree") and _are_pairs(node["fields"], _KEYS)
 
 
 _KINDS: dict[str, set[str]] = {
@@ -281,6 +282,6 @@ _CHECKS: dict[str, Callable[[Node], bool]] = {
     "list": lambda node: _is_list(node["list"]),
     "tuple": lambda node: _is_list(node["tuple"]),
     "size": lambda node: _is_list(node["size"]) and all(map(_is_size, node["size"])),
-    "dict": lambda node: _are_pairs(node["dict"], (str, int, bool)) and node.get("class", "OrderedDict") in list(_MAPPINGS),
+    "dict": lambda node: _are_pairs(node["dict"], _KEYS) and node.get("class", "OrderedDict") in list(_MAPPINGS),
     "fields": _is_class,
 }

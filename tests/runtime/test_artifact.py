@@ -333,13 +333,6 @@ def test_a_hostile_manifest_is_an_invalid_file_or_harmless(tensors, path):
 
 
 def test_more_hostile_manifests(tensors):
-    def deep(data):
-        at = data["provenance"]
-        for _ in range(300):
-            at["x"] = {}
-            at = at["x"]
-
-    from_tensors(rewritten(tensors, deep))  # deep, but nothing reads it
     refused(rewritten(tensors, lambda d: d.update(extra=1)), "the fields extra")
     refused(rewritten(tensors, lambda d: d["segments"].append(d["segments"][0])), "needs a tensor 'engine.0'")
     refused(rewritten(tensors, lambda d: d["segments"][0].update(runtime="torch")), "needs a tensor 'program'")
@@ -348,6 +341,28 @@ def test_more_hostile_manifests(tensors):
     )
     result = {"leaf": {"constant": 5}}
     refused(rewritten(tensors, lambda d: d["signature"].update(result=result)), "constant.5, which it does not hold")
+
+
+def test_a_manifest_of_any_depth_is_read_or_refused(tensors):
+    data = manifest_of(tensors)
+    refusals = 0
+    depths = (300, *range(800, 1100, 10), 100_000)
+    for depth in depths:
+        nest = '{"x":' * depth + "1" + "}" * depth
+        without = {**data, "report": {"x": "HERE"}}
+        del without["digest"]
+        texts = []
+        for document in (without, {**without, "digest": "DIGEST"}):
+            texts.append(json.dumps(document, sort_keys=True, separators=(",", ":")).replace('"HERE"', nest))
+        text = texts[1].replace("DIGEST", hashlib.sha256(texts[0].encode()).hexdigest())
+        try:
+            copy, _ = from_tensors(
+                {**tensors, "manifest": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+            )
+            assert copy.report
+        except InvalidFile:
+            refusals += 1
+    assert 0 < refusals < len(depths)
 
 
 def test_a_constant_in_place_of_an_engine(tensors):

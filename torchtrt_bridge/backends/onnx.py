@@ -5,6 +5,7 @@ On the CPU the same ONNX model runs on ONNX Runtime (fp32), or the cast program 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
 from ..dynamic import shapes_for
-from ..errors import BuildFailed, ConversionFailed
+from ..errors import BuildFailed, ConversionFailed, InvalidOption
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
 from ..signature import Signature
@@ -124,7 +125,13 @@ def _plan(
     """A TensorRT plan, from the newest opset that converts and builds."""
     from ..trt.build import build as build_plan
     from ..trt.request import Initializer, Request
+    from ..trt.targets import installed
 
+    if build.kernel_specialization is not None and not installed().has_runtime_config:
+        raise InvalidOption(
+            f"kernel_specialization: TensorRT's flavour {installed().name!r} ({installed().version}) chooses its kernels"
+            " when it builds; leave it out."
+        )
     settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name != "kernel_specialization"}
     inputs, outputs = input_names(signature), output_names(signature)
     refusal: Exception | None = None
@@ -134,16 +141,17 @@ def _plan(
             model = to_onnx(program, inputs, outputs, opset)
             with without_weights(model) as weights:
                 proto = serialize(model)
-            plan = build_plan(
-                Request(
-                    model=proto,
-                    profile=_profile(signature),
-                    initializers=tuple(Initializer(name, *_memory(tensor)) for name, tensor in weights.items()),
-                    target=None if place.target in (None, "portable") else place.target,
-                    **settings,
-                ),
-                progress=progress,
-            )
+            with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
+                plan = build_plan(
+                    Request(
+                        model=proto,
+                        profile=_profile(signature),
+                        initializers=tuple(Initializer(name, *_memory(tensor)) for name, tensor in weights.items()),
+                        target=None if place.target in (None, "portable") else place.target,
+                        **settings,
+                    ),
+                    progress=progress,
+                )
             del model, weights
         except (ConversionFailed, BuildFailed) as error:
             if opset == OPSETS[-1]:

@@ -7,6 +7,7 @@ memory, so that saving a 10 GB plan takes no second 10 GB.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -68,7 +69,11 @@ def save_file(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor])
 
 
 def load_file(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of a state dict that ``torch.save`` wrote, mapped into memory on the CPU.
+    """The tensors of a safetensors file, or of a state dict that ``torch.save`` wrote, on the CPU.
+
+    A safetensors file is mapped into memory, so that processes share it and it can grow beyond the memory. While its
+    tensors are in use, do not write into it (``cp``, ``torch.save``): :func:`save_file` and ``mv`` put another file in
+    its place, which is safe. A file of ``torch.save``, which people do save over, is read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -95,13 +100,19 @@ def write_atomically(path: str | os.PathLike[str], writer: Callable[[IO[bytes]],
 
     Whatever happens in between, ``path`` is the old file or the new one, whole. The new one keeps the permissions of
     the old one; through a symbolic link, the file that it points to is replaced.
+
+    Raises:
+        OSError: the disk is full, the folder is missing or read-only, ``path`` is a folder or a device.
     """
     target = os.path.realpath(os.fspath(path))
+    old = os.stat(target).st_mode if os.path.exists(target) else None
+    if old is not None and not stat.S_ISREG(old):
+        raise OSError(errno.EINVAL, "a folder or device cannot be replaced by a file", target)
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".torchtrt_bridge-{secrets.token_hex(8)}.tmp")
     with _removed_on_failure(temporary), open(temporary, "xb") as file:
-        with contextlib.suppress(FileNotFoundError):
-            os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+        if old is not None:
+            os.fchmod(file.fileno(), stat.S_IMODE(old))
         writer(file)
         file.flush()
         os.fsync(file.fileno())
@@ -155,7 +166,7 @@ def _load_safetensors(name: str) -> dict[str, torch.Tensor]:
 
 def _load_torch(name: str) -> dict[str, torch.Tensor]:
     try:
-        loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(name, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InvalidFile(
             f"{name} is a file of torch.save that is damaged, or that holds more than tensors ({_first_line(error)})."

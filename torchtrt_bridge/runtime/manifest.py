@@ -76,7 +76,10 @@ def read(tensor: torch.Tensor) -> dict[str, Any]:
     if not unchanged:
         raise InvalidFile(f"The manifest does not match its digest: the saved module is damaged. {_AGAIN}")
     _check_fields(data)
-    return {**data, "provenance": _restored(data["provenance"]), "report": _restored(data["report"])}
+    try:
+        return {**data, "provenance": _restored(data["provenance"]), "report": _restored(data["report"])}
+    except RecursionError:
+        raise _wrong("its report, which is nested too deep") from None
 
 
 def _check_version(data: Mapping[str, Any]) -> None:

@@ -73,22 +73,8 @@ class TRTModule(nn.Module):
             DeviceMismatch, InvalidInput: another device, dtype, rank or structure.
             NotLoaded, EngineMismatch: there is no engine yet, or it cannot run here.
         """
-        execution = self._execution or self._start()
-        if kwargs or len(args) != self._plain:
-            tensors: Sequence[Any] = self._bind(args, kwargs)
-        else:
-            tensors = args
-        try:
-            shapes = [t.shape for t in tensors]
-            # the shapes of the last call are known to be right; dtype and device are asked every time
-            if shapes != self._known_shapes or [t.dtype for t in tensors] != self._dtypes or not self._all_here(tensors):
-                empty = self._check(tensors, shapes)
-                if empty is not None:
-                    return self._assemble(empty, tensors)
-        except AttributeError:
-            self._check_types(tensors)
-            raise
-        outputs = execution(tensors)
+        tensors = args if len(args) == self._plain and not kwargs else self._bind(args, kwargs)
+        outputs = (self._execution or self._start())(tensors)
         return outputs[0] if self._single else self._assemble(outputs, tensors)
 
     @property
@@ -265,11 +251,9 @@ class TRTModule(nn.Module):
         self._engine: Any = None
         self._saved_caches: Sequence[torch.Tensor] = ()
         self._constants: tuple[torch.Tensor, ...] = ()
-        self._known_shapes: list[torch.Size] | None = None
         self._plain = -1
         self._single = False
         self._names: tuple[str, ...] = ()
-        self._dtypes: list[torch.dtype] = []
         self._specs: tuple[TensorSpec, ...] = ()
         self._device = self._wanted_device or torch.device("cpu")
 
@@ -294,7 +278,6 @@ class TRTModule(nn.Module):
         self._specs = artifact.signature.inputs
         self._plain = len(self._specs) if names is not None else -1
         self._names = names or ()
-        self._dtypes = [spec.torch_dtype for spec in self._specs]
         self._single = artifact.signature.result == {"leaf": {"output": 0}}
         self._device = self._place(runtime)
         self._constants = tuple(t.to(self._device) for t in artifact.constants)
@@ -332,12 +315,12 @@ class TRTModule(nn.Module):
             from .program import restore, run_callable
 
             assert segment.program is not None
-            return run_callable(restore(segment.program))
+            return self._checked(run_callable(restore(segment.program)))
         assert segment.engine is not None
         if segment.runtime == "onnxruntime":
             from .cpu import OnnxExecution
 
-            return OnnxExecution(segment.engine, segment.inputs, segment.outputs)
+            return self._checked(OnnxExecution(segment.engine, segment.inputs, segment.outputs))
         if self._device.type != "cuda":
             made = artifact.provenance
             raise EngineMismatch(
@@ -352,7 +335,10 @@ class TRTModule(nn.Module):
         fit.check(artifact.provenance, installed(), self._device)
         cache = self._saved_caches[0] if self._saved_caches else None
         self._engine = Engine(segment.engine, self._device, cache, artifact.provenance.get("kernel_specialization"))
-        return EngineExecution(self._engine, segment.inputs, segment.outputs, self._max_contexts)
+        return EngineExecution(self._engine, segment.inputs, segment.outputs, self._check, self._max_contexts)
+
+    def _checked(self, run: Execution) -> Execution:
+        return lambda tensors: self._check(tensors) or run(tensors)
 
     def _loaded(self) -> Artifact:
         if self._artifact is None:
@@ -378,10 +364,6 @@ class TRTModule(nn.Module):
                 pass
         return self._loaded().signature.bind(args, kwargs)
 
-    def _all_here(self, tensors: Sequence[torch.Tensor]) -> bool:
-        device = self._device
-        return all([t.device == device for t in tensors])
-
     def _check_types(self, tensors: Sequence[Any]) -> None:
         for spec, value in zip(self._specs, tensors):
             if not isinstance(value, torch.Tensor):
@@ -390,13 +372,13 @@ class TRTModule(nn.Module):
                     f" ({spec!r})."
                 )
 
-    def _check(self, tensors: Sequence[Any], shapes: list[torch.Size]) -> list[torch.Tensor] | None:
-        """Compare a call's inputs with the signature. Returns the results where an input is empty: there is nothing
-        to run, and they are empty too."""
+    def _check(self, tensors: Sequence[Any]) -> list[torch.Tensor] | None:
+        """Compare a call's inputs with the signature. Returns the results where an input is empty and they are empty
+        too: there is nothing to run, and TensorRT has no size 0."""
         self._check_types(tensors)
-        signature = self._loaded().signature
         sizes: dict[str, int] = {}
-        for spec, tensor, shape in zip(self._specs, tensors, shapes):
+        for spec, tensor in zip(self._specs, tensors):
+            shape = tensor.shape
             if tensor.dtype != spec.torch_dtype:
                 raise InvalidInput(
                     f"The input {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')}; the module was compiled"
@@ -414,10 +396,7 @@ class TRTModule(nn.Module):
                 )
             for axis, (size, wanted) in enumerate(zip(shape, spec.shape)):
                 self._check_size(spec, shape, axis, size, wanted, sizes)
-        if any(not t.numel() for t in tensors) and signature.dims:
-            return self._empty_results(sizes)
-        self._known_shapes = shapes
-        return None
+        return self._empty_results(sizes) if any(not t.numel() for t in tensors) else None
 
     def _check_size(
         self, spec: TensorSpec, shape: torch.Size, axis: int, size: int, wanted: int | str, sizes: dict[str, int]
@@ -441,30 +420,29 @@ class TRTModule(nn.Module):
                 f" inputs' {wanted}, which is {sizes[wanted]}."
             )
 
-    def _empty_results(self, sizes: Mapping[str, int]) -> list[torch.Tensor]:
+    def _empty_results(self, sizes: Mapping[str, int]) -> list[torch.Tensor] | None:
         from ..dynamic import shapes_for
 
         outputs = self._loaded().signature.outputs
-        if any("?" in spec.shape for spec in outputs):
-            raise InputOutOfProfile("An input is empty, and a result's shape depends on the data; give at least one item.")
+        known = [spec for spec in outputs if "?" not in spec.shape]
         results = [
             torch.empty(shape, dtype=spec.torch_dtype, device=self._device)
-            for spec, shape in zip(outputs, shapes_for(outputs, sizes))
+            for spec, shape in zip(known, shapes_for(known, sizes))
         ]
-        for spec, result in zip(outputs, results):
-            if result.numel():
-                raise InputOutOfProfile(
-                    f"An input is empty, but the result {spec.name!r} would not be ({tuple(result.shape)}); TensorRT"
-                    " cannot compute it. Give at least one item."
-                )
-        return results
+        if len(known) == len(outputs) and not any(result.numel() for result in results):
+            return results
+        if self._device.type != "cuda":
+            return None
+        raise InputOutOfProfile(
+            "An input is empty and a result would not be; TensorRT cannot compute that. Give at least one item."
+        )
 
     def _assemble(self, outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> Any:
         return self._loaded().signature.assemble(outputs, tensors, self._constants)
 
 
 _OWN_STATE = frozenset(
-    "_artifact _execution _engine _saved_caches _constants _known_shapes _plain _single _names _dtypes _specs _device".split()
+    "_artifact _execution _engine _saved_caches _constants _plain _single _names _specs _device".split()
 )
 
 

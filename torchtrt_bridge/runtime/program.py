@@ -39,8 +39,6 @@ def store(program: ExportedProgram) -> StoredProgram:
     """
     from torch._export.serde import schema, serialize
 
-    if any(not name.isprintable() for name in (*program.state_dict, *program.constants)):
-        raise ConversionFailed("The program cannot be saved: the name of a parameter or buffer is not printable.")
     wanted = inspect.signature(serialize.serialize).parameters
     tensors = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")
     left_out: dict[str, Any] = {name: False for name in tensors if name in wanted}

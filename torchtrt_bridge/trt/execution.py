@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ def _stream_handle(index: int) -> int:
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_handle)
 
 
+Check = Callable[[Sequence[torch.Tensor]], "list[torch.Tensor] | None"]
+
+
 class Execution:
     """Runs an engine on flat tensors.
 
@@ -33,20 +36,25 @@ class Execution:
         engine: the engine.
         inputs: names of the flat inputs, in the order in which they will come.
         outputs: names of the flat outputs, in the order in which they are wanted.
+        check: called with inputs whose shapes, dtypes or device are not those of the call before. It raises for what
+            does not fit, or returns the results where there is nothing to run (an empty batch), else None.
         max_contexts: most execution contexts alive at once; each has its own scratch memory.
     """
 
-    def __init__(self, engine: Engine, inputs: Sequence[str], outputs: Sequence[str], max_contexts: int = 8):
+    def __init__(
+        self, engine: Engine, inputs: Sequence[str], outputs: Sequence[str], check: Check, max_contexts: int = 8
+    ):
         self.engine = engine
         self._index = engine.device.index or 0
         self._inputs = order(engine.inputs, inputs)
         self._outputs: list[Binding] = [b for b in order(engine.outputs, outputs) if b is not None]
+        self._check = check
         self._max_contexts = max_contexts
         self._slots: dict[int, _Slot] = {}
         self._lock = threading.Lock()
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Enqueue on the current stream; ``tensors`` are on the engine's device and have the engine's dtypes."""
+        """Enqueue on the current stream of the engine's device."""
         stream = _current_stream(self._index)
         while True:
             slot = self._slots.get(stream) or self._take(stream)
@@ -67,7 +75,7 @@ class Execution:
             if slot is not None:
                 return slot
             if len(self._slots) < self._max_contexts:
-                slot = _Slot(self.engine, self._inputs, self._outputs, stream)
+                slot = _Slot(self.engine, self._inputs, self._outputs, self._check, stream)
                 self._slots[stream] = slot
                 return slot
             device = self.engine.device
@@ -86,7 +94,9 @@ class Execution:
 class _Slot:
     """One execution context, the stream that it serves, and what is set on it."""
 
-    def __init__(self, engine: Engine, inputs: list[Binding | None], outputs: list[Binding], stream: int):
+    def __init__(
+        self, engine: Engine, inputs: list[Binding | None], outputs: list[Binding], check: Check, stream: int
+    ):
         self.lock = threading.Lock()
         self.stream = stream
         self.used = time.monotonic()
@@ -95,51 +105,72 @@ class _Slot:
         self._context = engine.create_context()
         self._inputs = inputs
         self._outputs = outputs
-        self._shapes: list[torch.Size] | None = None
-        self._out_shapes: list[tuple[int, ...] | None] = []
-        self._in_addresses: list[int] = [-1] * len(inputs)
+        self._check = check
+        self._known: list[tuple[torch.Size, torch.dtype]] = []
+        self._names = [b.name if b is not None else "" for b in inputs]
+        self._addresses: list[int] = [-1] * len(inputs)
+        self._templates: list[tuple[str, torch.Tensor | None]] = []
         self._allocators: dict[str, Any] = {}
         self._scratch: torch.Tensor | None = None
-        self._nothing = torch.empty(_ALIGNMENT, dtype=torch.uint8, device=engine.device)  # address of empty tensors
-        self._host: list[torch.Tensor | None] = [None] * len(inputs)
-        self._has_host_inputs = any(b is not None and b.on_host for b in inputs)
-        self._names = [b.name if b is not None else "" for b in inputs]
+        self._nothing = torch.empty(_ALIGNMENT, dtype=torch.uint8, device=engine.device)
+        self._no_address = self._nothing.data_ptr()  # for empty tensors, which have none
+        self._host: dict[int, torch.Tensor] = {}
+        self._reads_host = any(b is not None and b.on_host for b in inputs)
 
     def run(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
-        context = self._context
+        """The call path. What it does once per tensor is what costs; nothing here could have been done before."""
         self.used = time.monotonic()
-        if self._has_host_inputs:
-            tensors = self._set_host_inputs(tensors)
-        shapes = [t.shape for t in tensors]
-        if shapes != self._shapes:
-            self._set_shapes(shapes)
-        alive = []  # copies made here must live until the work that reads them is enqueued
-        addresses = self._in_addresses
+        if not self._fits(tensors):
+            self._known = []
+            empty = self._check(tensors)
+            if empty is not None:
+                return empty
+            self._set_shapes(tensors)
+        context = self._context
+        copies = []  # copies made here must live until the work that reads them is enqueued
+        addresses = self._addresses
         for index, tensor in enumerate(tensors):
             address = tensor.data_ptr()
             if address != addresses[index] or not tensor.is_contiguous():
                 if not tensor.is_contiguous() or address % _ALIGNMENT:
                     tensor = tensor.clone(memory_format=torch.contiguous_format)
-                    alive.append(tensor)
+                    copies.append(tensor)
                     address = tensor.data_ptr()
-                if self._inputs[index] is not None:
-                    context.set_tensor_address(self._names[index], address or self._nothing.data_ptr())
-                addresses[index] = address
+                self._set_input(index, address, tensor)
         results: list[Any] = []
-        device = self._device
-        for binding, shape in zip(self._outputs, self._out_shapes):
-            if shape is None:
+        for name, template in self._templates:
+            if template is None:
                 results.append(None)
                 continue
-            result = torch.empty(shape, dtype=binding.dtype, device=device)
-            context.set_tensor_address(binding.name, result.data_ptr() or self._nothing.data_ptr())
+            result = torch.empty_like(template, memory_format=torch.contiguous_format)
+            context.set_tensor_address(name, result.data_ptr() or self._no_address)
             results.append(result)
         if not context.execute_async_v3(stream):
             raise RuntimeError("TensorRT could not run the engine; the log of 'torchtrt_bridge' has its message.")
-        for index, binding in enumerate(self._outputs):
-            if results[index] is None:
-                results[index] = self._allocators[binding.name].result(binding)
+        if self._allocators:
+            for index, binding in enumerate(self._outputs):
+                if results[index] is None:
+                    results[index] = self._allocators[binding.name].result(binding)
         return results
+
+    def _fits(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the inputs are like those of the call before."""
+        known, device = self._known, self._device
+        if len(known) != len(tensors) or self._reads_host:
+            return False
+        try:
+            for tensor, (shape, dtype) in zip(tensors, known):
+                if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device:
+                    return False
+        except AttributeError:  # no tensor at all, which the check says better
+            return False
+        return True
+
+    def _set_input(self, index: int, address: int, tensor: torch.Tensor) -> None:
+        binding = self._inputs[index]
+        if binding is not None and not binding.on_host:  # None: the engine does not use this input
+            self._context.set_tensor_address(binding.name, address or self._no_address)
+            self._addresses[index] = address
 
     def give_to(self, stream: int, current: torch.cuda.Stream) -> None:
         """Serve another stream from now on; the memory in use belongs to it too."""
@@ -148,40 +179,36 @@ class _Slot:
             if tensor is not None:
                 tensor.record_stream(current)
 
-    def _set_host_inputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Inputs that only shapes depend on are read on the host, so they wait for the device and may change shapes."""
-        moved = list(tensors)
-        for index, binding in enumerate(self._inputs):
-            if binding is not None and binding.on_host:
-                moved[index] = self._host[index] = tensors[index].cpu().contiguous()
-                self._context.set_tensor_address(binding.name, moved[index].data_ptr())
-                self._shapes = None
-        return moved
-
-    def _set_shapes(self, shapes: list[torch.Size]) -> None:
+    def _set_shapes(self, tensors: Sequence[torch.Tensor]) -> None:
         context = self._context
-        self._shapes = None
-        for binding, shape in zip(self._inputs, shapes):
-            if binding is not None and not context.set_input_shape(binding.name, tuple(shape)):
+        for index, (binding, tensor) in enumerate(zip(self._inputs, tensors)):
+            if binding is None:
+                continue
+            if not context.set_input_shape(binding.name, tuple(tensor.shape)):
                 raise RuntimeError(
-                    f"TensorRT refused shape {tuple(shape)} for {binding.name!r}; the log of 'torchtrt_bridge' says why."
+                    f"TensorRT refused shape {tuple(tensor.shape)} for {binding.name!r}; the log of 'torchtrt_bridge'"
+                    " says why."
                 )
+            if binding.on_host:  # only shapes depend on it: read on the host, it waits for the device
+                self._host[index] = tensor.cpu().contiguous()
+                context.set_tensor_address(binding.name, self._host[index].data_ptr())
         needed = self._engine.scratch_size(context)
         if self._scratch is None or self._scratch.numel() < needed:
             self._scratch = torch.empty(max(needed, 1), dtype=torch.uint8, device=self._device)
             context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        self._out_shapes = []
-        for binding in self._outputs:
-            shape = tuple(context.get_tensor_shape(binding.name))
-            if any(size < 0 for size in shape):
-                allocator = self._allocators.get(binding.name)
-                if allocator is None:
-                    allocator = self._allocators[binding.name] = _output_allocator(self._engine)
-                    context.set_output_allocator(binding.name, allocator)
-                self._out_shapes.append(None)
-            else:
-                self._out_shapes.append(shape)
-        self._shapes = shapes
+        self._templates = [(binding.name, self._template(binding)) for binding in self._outputs]
+        self._known = [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+    def _template(self, binding: Binding) -> torch.Tensor | None:
+        """One element that looks like a whole result: ``empty_like`` of it is the quickest way to the next one. None
+        where the size depends on the data."""
+        shape = tuple(self._context.get_tensor_shape(binding.name))
+        if all(size >= 0 for size in shape):
+            return torch.empty(1, dtype=binding.dtype, device=self._device).expand(shape)
+        if binding.name not in self._allocators:
+            self._allocators[binding.name] = _output_allocator(self._engine)
+            self._context.set_output_allocator(binding.name, self._allocators[binding.name])
+        return None
 
 
 def _output_allocator(engine: Engine) -> Any:
