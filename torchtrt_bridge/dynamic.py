@@ -11,7 +11,8 @@ import torch
 from torch.export import ExportedProgram
 
 from .errors import InvalidOption, nearest
-from .expressions import evaluate
+from .expressions import BadExpression, evaluate
+from .expressions import names as expression_names
 from .signature import Dim
 
 
@@ -31,10 +32,12 @@ class DynamicShapes:
         dynamic_batch: tuple[int, int, int] | None,
         names: Sequence[str],
         tensors: Sequence[torch.Tensor],
+        arguments: Sequence[str] = (),
     ) -> DynamicShapes:
         """``dynamic_shapes`` maps an input's name (a dotted path for nested ones) to ``{axis: Dim}``; it may be nested
-        as the inputs are. ``dynamic_batch=(min, opt, max)`` is the same Dim on axis 0 of every input that has the
-        first input's batch size.
+        as the inputs are, and its first level a sequence in the order of ``arguments`` (the captured parameters of
+        ``forward``). ``dynamic_batch=(min, opt, max)`` is the same Dim on axis 0 of every input that has the first
+        input's batch size.
 
         Raises:
             InvalidOption: an unknown input, an axis that it does not have, something that is no Dim.
@@ -53,6 +56,8 @@ class DynamicShapes:
                 if tensor.dim() and tensor.shape[0] == sized[0].shape[0]:
                     wanted[index][0] = batch
         elif dynamic_shapes is not None:
+            if _is_sequence(dynamic_shapes):
+                dynamic_shapes = _by_argument(dynamic_shapes, arguments or tuple(dict.fromkeys(_tops(names))))
             _collect(dynamic_shapes, "", list(names), tensors, wanted)
         return _name(wanted, names, tensors)
 
@@ -108,12 +113,16 @@ class DynamicShapes:
 
     @staticmethod
     def rename(size: Any, symbols: Mapping[str, str]) -> int | str:
-        """A size of torch's as an int, an expression in the dims' names, or ``"?"`` where it depends on the data."""
+        """A size of torch's as an int, an expression in the dims' names, or ``"?"`` where it depends on the data, or
+        in a way that no file can hold."""
         if not isinstance(size, (torch.SymInt, str)):
             return int(size)
         text = size if isinstance(size, str) else str(size.node.expr)
         renamed = re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), text)
-        return "?" if re.search(r"\bu\d+\b", renamed) else renamed
+        try:
+            return renamed if expression_names(renamed) <= set(symbols.values()) else "?"
+        except BadExpression:
+            return "?"
 
 
 def resize(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -144,6 +153,8 @@ def _collect(
         return
     if path in names:
         index = names.index(path)
+        if not isinstance(given, Mapping) and not _is_sequence(given):
+            raise InvalidOption(f"dynamic_shapes: {path!r} is {given!r}; give its axes, as {{0: Dim(min, opt, max)}}.")
         axes = given if isinstance(given, Mapping) else dict(enumerate(given))
         for axis, dim in axes.items():
             if dim is None:
@@ -165,10 +176,20 @@ def _collect(
             f"dynamic_shapes names {path!r}, which is no input of the model; its inputs are {', '.join(names)}."
             + nearest(path, names)
         )
-    tops = list(dict.fromkeys(name.split(".")[0] for name in names))
     for key, child in children:
-        key = tops[key] if not path and isinstance(key, int) and key < len(tops) else key
         _collect(child, f"{path}.{key}" if path else str(key), names, tensors, wanted)
+
+
+def _by_argument(given: Sequence[Any], arguments: Sequence[str]) -> dict[str, Any]:
+    if len(given) > len(arguments):
+        raise InvalidOption(
+            f"dynamic_shapes has {len(given)} entries; the inputs are {len(arguments)}: {', '.join(arguments)}."
+        )
+    return dict(zip(arguments, given))
+
+
+def _tops(names: Sequence[str]) -> list[str]:
+    return [name.split(".")[0] for name in names]
 
 
 def _is_sequence(value: Any) -> bool:
@@ -185,6 +206,11 @@ def _name(wanted: list[dict[int, Dim]], names: Sequence[str], tensors: Sequence[
         named: dict[int, str] = {}
         for axis, dim in sorted(places.items()):
             label = by_object.get(id(dim)) or dim.name or f"{re.sub(r'[^0-9A-Za-z_]', '_', names[index])}_dim{axis}"
+            if dim.min < dim.max < 2:
+                raise InvalidOption(
+                    f"dynamic_shapes: axis {axis} of {names[index]!r} is {dim}; sizes 0 and 1 alone cannot be dynamic"
+                    " (torch.export fixes them). Raise the max to 2, or leave the axis out."
+                )
             known = dims.get(label)
             if known is not None and (known.min, known.opt, known.max) != (dim.min, dim.opt, dim.max):
                 raise InvalidOption(f"dynamic_shapes: two Dims are both named {label!r} but differ: {known} and {dim}.")

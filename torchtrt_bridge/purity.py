@@ -1,13 +1,15 @@
 """Whether calling a model changes it, and putting it back.
 
 torch.export drops Python side effects (``self.n += 1``) without a word, and tracing leaves fake tensors in the caches
-that a model keeps in its attributes. Both are found, and undone, by comparing the modules' ``__dict__`` before and
-after.
+that a model keeps in its attributes. Both are found, and undone, by comparing what the modules hold before and after:
+their ``__dict__``, the containers and plain objects in it, and the tensors in those.
 """
 
 from __future__ import annotations
 
 import collections
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,106 +17,160 @@ from torch import nn
 
 _OWN = frozenset(nn.Module().__dict__) | {"_is_hf_initialized", "_forward_pre_hooks", "_forward_hooks"}
 _CONTAINERS = (list, dict, set, collections.deque)
+_DEPTH = 5  # of containers and objects within one another; beyond, only identity is compared
 
 
 class Purity:
     """A snapshot of a model's attributes, buffers and parameters' versions.
 
-    Buffers are copied (so that a write can be undone); parameters, which are large, are only watched.
+    Buffers and tensors in attributes are copied (so that a write can be undone); parameters, which are large, are only
+    watched.
     """
 
     def __init__(self, model: nn.Module):
         self._modules = dict(model.named_modules())
-        self._attributes = self._look()
-        self._first = self._attributes
-        self._buffers = [(name, b, b.detach().clone(), _version(b)) for name, b in model.named_buffers()]
+        self._holders = self._first = list(self._look())
+        buffers = {id(b): (f"buffer {name!r}", b) for name, b in model.named_buffers()}
+        parameters = {id(p): (f"parameter {name!r}", p) for name, p in model.named_parameters()}
+        others = {
+            id(value): (f"attribute {holder.path_of(key)!r}", value)
+            for holder in self._first
+            for key, value in holder.items()
+            if isinstance(value, torch.Tensor) and id(value) not in parameters
+        }
+        self._tensors = [(what, t, t.detach().clone(), _version(t)) for what, t in {**others, **buffers}.values()]
+        self._parameters = [(what, p, _version(p)) for what, p in parameters.values()]
         self._tables = [(module, dict(module._buffers)) for module in self._modules.values() if module._buffers]
-        self._parameters = [(name, p, _version(p)) for name, p in model.named_parameters()]
 
     def written(self) -> str:
         """``"buffer 'bn.running_mean'"``: the first tensor of the model's state that was written to, or ``""``."""
-        for name, buffer, _, version in self._buffers:
-            if _version(buffer) != version:
-                return f"buffer {name!r}"
+        for what, tensor, _, version in self._tensors:
+            if _version(tensor) != version:
+                return what
         for module, table in self._tables:
             for name, buffer in table.items():
                 if module._buffers.get(name) is not buffer:
                     return f"buffer {name!r} of {type(module).__name__}"
-        for name, parameter, version in self._parameters:
+        for what, parameter, version in self._parameters:
             if _version(parameter) != version:
-                return f"parameter {name!r}"
+                return what
         return ""
 
     def attributes_changed(self) -> str:
         """``"encoder.calls"``: the first attribute that differs from the last look, or ``""``."""
-        now = self._look()
-        for name, before in self._attributes.items():
-            after = now[name]
-            for key in {**before, **after}:
-                if key not in before or key not in after or not _same(before[key], after[key]):
-                    return f"{name}.{key}" if name else key
-        return ""
+        return next((path for holder in self._holders if (path := holder.changed())), "")
 
     def look_again(self) -> None:
         """Compare with the attributes as they are now from here on; :meth:`restore` still goes back to the first."""
-        self._attributes = self._look()
+        self._holders = list(self._look())
 
     def restore(self) -> None:
         """Put attributes and buffers back as they were when this was made."""
-        for name, before in self._first.items():
-            own = self._modules[name].__dict__
-            for key in [k for k in own if k not in _OWN and k not in before]:
-                del own[key]
-            for key, value in before.items():
-                own[key] = _thaw(value)
+        for holder in self._first:
+            holder.restore()
         for module, table in self._tables:
             module._buffers.clear()
             module._buffers.update(table)
         with torch.no_grad():
-            for _, buffer, copy, version in self._buffers:
-                if _version(buffer) != version:
-                    buffer.copy_(copy)
+            for _, tensor, copy, version in self._tensors:
+                if _version(tensor) != version:
+                    tensor.copy_(copy)
 
-    def _look(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: {key: _freeze(value) for key, value in module.__dict__.items() if key not in _OWN}
-            for name, module in self._modules.items()
-        }
+    def _look(self) -> Iterator[_Holder]:
+        """Every module's attributes, and every container and object that is reached from them."""
+        seen = {id(module) for module in self._modules.values()}
+        reached: list[tuple[_Holder, int]] = [
+            (_Holder(name, module, _OWN, _recomputed(module)), 0) for name, module in self._modules.items()
+        ]
+        while reached:
+            holder, depth = reached.pop(0)
+            yield holder
+            if depth == _DEPTH:
+                continue
+            for key, value in holder.items():
+                for path, inner in _inside(holder.path_of(key), value):
+                    if id(inner) not in seen:
+                        seen.add(id(inner))
+                        reached.append((_Holder(path, inner), depth + 1))
 
 
-class _Frozen:
-    """A container and what it held."""
+class _Holder:
+    """A module, an object or a container, and what it held."""
 
-    def __init__(self, value: Any):
-        self.value = value
-        self.copy = value.copy()
+    def __init__(
+        self, path: str, owner: Any, ignored: frozenset[str] = frozenset(), recomputed: frozenset[str] = frozenset()
+    ):
+        self._path = path
+        self._ignored = ignored
+        self._recomputed = recomputed
+        self._is_object = not isinstance(owner, _CONTAINERS)
+        self._now = owner.__dict__ if self._is_object else owner
+        self._then = self._copy()
+
+    def path_of(self, key: Any) -> str:
+        if not self._is_object:
+            return f"{self._path}[{key!r}]" if isinstance(self._then, (dict, list)) else self._path
+        return f"{self._path}.{key}" if self._path else str(key)
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        return list(self._then.items() if isinstance(self._then, dict) else enumerate(self._then))
+
+    def changed(self) -> str:
+        then, now = self._then, self._copy()
+        if isinstance(then, dict):
+            keys = (key for key in {**then, **now} if key not in self._recomputed)
+            different = (k for k in keys if k not in then or k not in now or not _same(then[k], now[k]))
+            return next(map(self.path_of, different), "")
+        if isinstance(then, set):
+            return self._path if then != now else ""
+        return self._path if len(then) != len(now) or not all(map(_same, then, now)) else ""
+
+    def restore(self) -> None:
+        now = self._now
+        if self._is_object:
+            for key in [key for key in now if key not in self._ignored and key not in self._then]:
+                del now[key]
+            now.update(self._then)
+        elif self.changed():
+            now.clear()
+            (now.extend if isinstance(now, (list, collections.deque)) else now.update)(self._then)
+
+    def _copy(self) -> Any:
+        if not self._is_object:
+            return self._now.copy()
+        return {key: value for key, value in self._now.items() if key not in self._ignored}
 
 
-def _freeze(value: Any) -> Any:
-    return _Frozen(value) if isinstance(value, _CONTAINERS) and not isinstance(value, nn.Module) else value
+def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """``value``, where it can be changed in place; the members of a tuple, which cannot."""
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _inside(f"{path}[{index}]", item)
+    elif isinstance(value, _CONTAINERS) or (
+        isinstance(getattr(value, "__dict__", None), dict)
+        and not isinstance(value, (type, types.ModuleType, torch.Tensor))
+        and (not callable(value) or isinstance(value, nn.Module))
+    ):
+        yield path, value
 
 
-def _thaw(value: Any) -> Any:
-    if not isinstance(value, _Frozen):
-        return value
-    if not _same(value, _freeze(value.value)):
-        value.value.clear()
-        (value.value.extend if isinstance(value.value, (list, collections.deque)) else value.value.update)(value.copy)
-    return value.value
+def _recomputed(module: nn.Module) -> frozenset[str]:
+    """Attributes that a hook of torch's own sets from the parameters before each call: the same value every time."""
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    hooks = module._forward_pre_hooks.values()
+    return frozenset(hook.name for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm)))
 
 
 def _same(before: Any, after: Any) -> bool:
-    if isinstance(before, _Frozen) and isinstance(after, _Frozen):
-        if before.value is not after.value or len(before.copy) != len(after.copy):
-            return False
-        if isinstance(before.copy, dict):
-            return all(k in after.copy and _same(v, after.copy[k]) for k, v in before.copy.items())
-        if isinstance(before.copy, set):
-            return before.copy == after.copy
-        return all(map(_same, before.copy, after.copy))
     if before is after:
         return True
-    return type(before) is type(after) and isinstance(before, (bool, int, float, str, bytes)) and before == after
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, tuple):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return isinstance(before, (bool, int, float, str, bytes)) and before == after
 
 
 def _version(tensor: torch.Tensor) -> int:

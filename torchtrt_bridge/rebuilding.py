@@ -63,7 +63,7 @@ def rebuild(
     artifact: Artifact, *, device: torch.device | str | None, target: str | None, verify: Any
 ) -> TRTModule:
     """See :meth:`TRTModule.rebuild`."""
-    from .compiler import make
+    from .compiler import Options, make, ordinary_tensors
     from .progress import Stages
 
     if artifact.source is None:
@@ -73,10 +73,10 @@ def rebuild(
         )
     if device is None:
         device = "cuda" if torch.cuda.is_available() and target is None else "cpu"
-    with Stages() as stages:
+    options = Options.parse(artifact.precision, "auto", None, verify if target is None else False, True, 8)
+    with Stages() as stages, ordinary_tensors():
         captured = _recapture(artifact, torch.device("cpu"))
-        place = Place(torch.device(device), target)
-        return make(captured, artifact.precision, "auto", place, None, verify and not target, True, 8, stages)
+        return make(captured, Place(torch.device(device), target), options, stages)
 
 
 def _recapture(artifact: Artifact, device: torch.device) -> CapturedModel:

@@ -36,7 +36,7 @@ def convert_and_check(
         BridgeError: the only route's own error; where several failed, ConversionFailed with every reason.
     """
     failures: list[BridgeError] = []
-    for route in _candidates(backend):
+    for route in candidates(backend):
         support = route.supports(captured, place)
         if not support.possible:
             failures.append(ConversionFailed(f"{route.name}: {'; '.join(support.reasons)}"))
@@ -55,7 +55,12 @@ def convert_and_check(
     raise ConversionFailed(f"No route could compile the model:\n{reasons}")
 
 
-def _candidates(backend: str) -> tuple[Backend, ...]:
+def candidates(backend: str) -> tuple[Backend, ...]:
+    """The routes that ``backend`` names, in the order in which they are tried.
+
+    Raises:
+        InvalidOption: none has that name.
+    """
     if backend == "auto":
         return BACKENDS
     names = [route.name for route in BACKENDS]

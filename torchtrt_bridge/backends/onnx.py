@@ -26,6 +26,7 @@ from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
 
 _log = logging.getLogger("torchtrt_bridge")
 _FLAT_DTYPES = "float32 float16 bfloat16 int64 int32 int8 uint8 bool".split()
+_ORT_DTYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
 
 
 class OnnxBackend:
@@ -88,11 +89,13 @@ def output_names(signature: Signature) -> list[str]:
 
 def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
     inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
-    if precision.name != "fp32":
+    unknown = sorted({spec.dtype for spec in (*signature.inputs, *signature.outputs)} - set(_ORT_DTYPES))
+    if precision.name != "fp32" or unknown:
         from ..runtime.program import store
 
         program = store(cast.program).owned()
-        note = f"ONNX Runtime's CPU kernels do not compute in {precision.name}; PyTorch runs the cast program"
+        lack = f"take {unknown[0]} tensors" if unknown else f"compute in {precision.name}"
+        note = f"ONNX Runtime's CPU kernels do not {lack}; PyTorch runs the cast program"
         return Segment("torch", inputs, outputs, program=program), {}, [note]
     import onnxruntime
 
@@ -167,6 +170,7 @@ def _plan(
             "target": _target(plan.flavor, plan.target, build, place),
             "gpu": torch.cuda.get_device_name(place.device) if place.target is None else "",
             "version_compatible": build.version_compatible,
+            "tf32": build.tf32,
             "kernel_specialization": build.kernel_specialization,
             "layers": plan.num_layers,
         }

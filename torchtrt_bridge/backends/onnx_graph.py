@@ -43,7 +43,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     except ImportError as error:
         raise BackendUnavailable(f"The ONNX route needs onnx and onnxscript ({error}); pip install onnxscript.") from None
     try:
-        with _export_lock, _quiet():
+        with _export_lock, torch.no_grad(), _quiet():
             exported = torch.onnx.export(
                 _without_missing_kernels(program),
                 (),

@@ -47,4 +47,8 @@ class OnnxExecution:
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         feed = {name: tensors[i].detach().contiguous().numpy() for i, name in self._inputs}
-        return [torch.from_numpy(result) for result in self._session.run(self._outputs, feed)]
+        try:
+            results = self._session.run(self._outputs, feed)
+        except Exception as error:
+            raise ConversionFailed(f"ONNX Runtime failed while running the model: {error}") from error
+        return [torch.from_numpy(result) for result in results]

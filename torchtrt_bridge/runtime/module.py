@@ -248,7 +248,6 @@ class TRTModule(nn.Module):
     def _clear(self) -> None:
         self._artifact: Artifact | None = None
         self._execution: Execution | None = None
-        self._engine: Any = None
         self._saved_caches: Sequence[torch.Tensor] = ()
         self._constants: tuple[torch.Tensor, ...] = ()
         self._plain = -1
@@ -333,9 +332,22 @@ class TRTModule(nn.Module):
         from . import fit
 
         fit.check(artifact.provenance, installed(), self._device)
-        cache = self._saved_caches[0] if self._saved_caches else None
-        self._engine = Engine(segment.engine, self._device, cache, artifact.provenance.get("kernel_specialization"))
-        return EngineExecution(self._engine, segment.inputs, segment.outputs, self._check, self._max_contexts)
+        made = artifact.provenance
+        engine = Engine(
+            segment.engine,
+            self._device,
+            tf32=bool(made.get("tf32")),
+            specialization=made.get("kernel_specialization"),
+        )
+        if engine.computes_tf32 and not made.get("tf32") and artifact.precision == "fp32":
+            raise EngineMismatch(
+                "The engine computes in true fp32, and this process in TF32: TensorRT for RTX decides that once, when"
+                " the first engine is made (by tf32=True) or by NVIDIA_TF32_OVERRIDE. Use a process of its own."
+            )
+        kernels = self._saved_caches[0] if self._saved_caches else torch.empty(0, dtype=torch.uint8)
+        return EngineExecution(
+            engine, segment.inputs, segment.outputs, self._check, kernels, self._max_contexts
+        )
 
     def _checked(self, run: Execution) -> Execution:
         return lambda tensors: self._check(tensors) or run(tensors)
@@ -347,7 +359,8 @@ class TRTModule(nn.Module):
 
     def _caches(self) -> Sequence[torch.Tensor]:
         """The runtime cache as it is now: kernels that were compiled since loading are worth keeping."""
-        return (self._engine.serialized_cache(),) if self._engine is not None else self._saved_caches
+        kernels = getattr(self._execution, "kernels", None)
+        return (kernels(),) if kernels is not None else self._saved_caches
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         from .artifact import to_tensors
@@ -442,7 +455,7 @@ class TRTModule(nn.Module):
 
 
 _OWN_STATE = frozenset(
-    "_artifact _execution _engine _saved_caches _constants _plain _single _names _specs _device".split()
+    "_artifact _execution _saved_caches _constants _plain _single _names _specs _device".split()
 )
 
 

@@ -48,7 +48,7 @@ def build_plan(
     with listening() as messages:
         began = time.perf_counter()
         progress("Parsing the model", 0.0)
-        builder = _make_builder(bound, messages)
+        builder = _make_builder(request, bound, messages)
         typed = bound.has_strongly_typed_flag
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0)
         # The network's weights are the parser's, or the caller's: all three live until the plan is there.
@@ -117,8 +117,14 @@ def check(request: Request, bound: Flavor) -> None:
         )
 
 
-def _make_builder(bound: Flavor, messages: Messages) -> Any:
+def _make_builder(request: Request, bound: Flavor, messages: Messages) -> Any:
     try:
+        if request.tf32 and not settle(bound, True):
+            raise Refused(
+                f"tf32=True: {bound.name} decides on TF32 once a process, and this one has decided against it, for an"
+                " engine made or loaded earlier. Compile in a process of its own, or with precision='fp16'."
+            )
+        settle(bound, request.tf32)
         return bound.trt.Builder(bound.logger)
     except TypeError as error:  # pybind's way to say that TensorRT's factory returned nothing
         summary = f"TensorRT ({bound.name} {bound.version}) could not start here; it needs a GPU and a working driver."

@@ -11,6 +11,7 @@ import torch
 
 from .flavor import Flavor, flavor
 from .log import Messages, listening
+from .tf32 import settle
 
 _TORCH_DTYPES = {
     "FLOAT": torch.float32,
@@ -36,82 +37,90 @@ class Binding:
     on_host: bool
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """An execution context and its runtime cache (None where the flavour keeps none).
+
+    Contexts do not share a cache: two that ran at once over one crashed TensorRT-RTX 1.6.
+    """
+
+    trt: Any
+    cache: Any
+
+    def kernels(self) -> torch.Tensor:
+        """The kernels compiled so far, as a uint8 tensor to save. The context must not run meanwhile."""
+        blob = self.cache.serialize() if self.cache is not None else None
+        data = bytearray(memoryview(blob)) if blob is not None else bytearray()
+        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
 class Engine:
     """A deserialized plan.
 
     Args:
         plan: uint8 tensor on the CPU; not copied, and kept for saving.
         device: the CUDA device that it runs on.
-        cache: a runtime cache saved earlier (compiled kernels), or empty; one that does not fit is ignored.
+        tf32: whether the engine was built to compute fp32 in TF32 (see :mod:`.tf32`).
         specialization: how kernels for dynamic shapes are chosen, where the flavour has that choice: ``"lazy"``,
             ``"eager"`` or ``"none"``; None leaves TensorRT's default.
+
+    Attributes:
+        computes_tf32: whether this process rounds fp32 products to TF32 in this engine.
 
     Raises:
         RuntimeError: TensorRT refused the plan, with its own messages.
     """
 
     def __init__(
-        self, plan: torch.Tensor, device: torch.device, cache: torch.Tensor | None = None, specialization: str | None = None
+        self, plan: torch.Tensor, device: torch.device, *, tf32: bool = False, specialization: str | None = None
     ):
         self.flavor: Flavor = flavor()
         self.device = device
+        self._specialization = specialization
+        self._lock = threading.Lock()
         trt = self.flavor.trt
         with torch.cuda.device(device), listening() as messages:
             torch.cuda.current_stream()  # torch's own context first: TensorRT then uses the same
+            self.computes_tf32 = settle(self.flavor, tf32)
             self._runtime = trt.Runtime(self.flavor.logger)
             self.engine = self._runtime.deserialize_cuda_engine(memoryview(plan.numpy()))
             if self.engine is None:
                 raise RuntimeError(f"TensorRT cannot load the plan: {_reason(messages)}")
-        self._lock = threading.Lock()
-        self._config: Any = None
-        self._cache: Any = None
-        self._configure(cache, specialization)
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
         self.inputs = [self._binding(name) for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self.outputs = [self._binding(name) for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
 
-    def create_context(self) -> Any:
-        """A new execution context whose scratch memory the caller provides."""
+    def create_context(self, kernels: torch.Tensor) -> Context:
+        """A new execution context whose scratch memory the caller provides.
+
+        ``kernels`` is a runtime cache saved earlier, or empty; one that does not fit this GPU is ignored.
+        """
+        trt = self.flavor.trt
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        cache: Any = None
+        how: Any = strategy
         with self._lock, torch.cuda.device(self.device), listening() as messages:
-            strategy = self.flavor.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self.engine.create_execution_context(self._config if self._config is not None else strategy)
+            if self.flavor.has_runtime_config:
+                how = self.engine.create_runtime_config()
+                how.set_execution_context_allocation_strategy(strategy)
+                if self._specialization is not None:
+                    kinds = trt.DynamicShapesKernelSpecializationStrategy
+                    how.dynamic_shapes_kernel_specialization_strategy = getattr(kinds, self._specialization.upper())
+                if self.flavor.has_runtime_cache:
+                    cache = how.create_runtime_cache()
+                    if kernels.numel():
+                        cache.deserialize(kernels.numpy().tobytes())  # False for another GPU: compiled anew
+                    how.set_runtime_cache(cache)
+            context = self.engine.create_execution_context(how)
             if context is None:
                 raise RuntimeError(f"TensorRT cannot make an execution context: {_reason(messages)}")
-            return context
+        return Context(context, cache)
 
     def scratch_size(self, context: Any) -> int:
         """Bytes of device memory that ``context`` needs at the shapes that are set."""
         size = context.update_device_memory_size_for_shapes()
         return int(size) if size else int(self.engine.device_memory_size_v2)
-
-    def serialized_cache(self) -> torch.Tensor:
-        """The kernels compiled so far, as a uint8 tensor; empty where the flavour keeps none."""
-        if self._cache is None:
-            return torch.empty(0, dtype=torch.uint8)
-        with self._lock, torch.cuda.device(self.device):
-            blob = self._cache.serialize()
-        data = bytearray(memoryview(blob)) if blob is not None else bytearray()
-        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-    def _configure(self, cache: torch.Tensor | None, specialization: str | None) -> None:
-        if not self.flavor.has_runtime_config:
-            return
-        trt = self.flavor.trt
-        with torch.cuda.device(self.device):
-            self._config = self.engine.create_runtime_config()
-            self._config.set_execution_context_allocation_strategy(
-                trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
-            if specialization is not None and hasattr(self._config, "dynamic_shapes_kernel_specialization_strategy"):
-                self._config.dynamic_shapes_kernel_specialization_strategy = getattr(
-                    trt.DynamicShapesKernelSpecializationStrategy, specialization.upper()
-                )
-            if self.flavor.has_runtime_cache:
-                self._cache = self._config.create_runtime_cache()
-                if cache is not None and cache.numel():
-                    self._cache.deserialize(cache.numpy().tobytes())  # False for another GPU: it is compiled again
-                self._config.set_runtime_cache(self._cache)
 
     def _binding(self, name: str) -> Binding:
         trt = self.flavor.trt

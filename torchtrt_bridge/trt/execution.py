@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .engine import Binding, Engine, order
+from .engine import Binding, Context, Engine, order
 
 _ALIGNMENT = 256  # of every address TensorRT is given; torch's allocator gives 512, views may have less
 
@@ -36,19 +36,27 @@ class Execution:
         engine: the engine.
         inputs: names of the flat inputs, in the order in which they will come.
         outputs: names of the flat outputs, in the order in which they are wanted.
+        kernels: a runtime cache saved earlier, or an empty tensor.
         check: called with inputs whose shapes, dtypes or device are not those of the call before. It raises for what
             does not fit, or returns the results where there is nothing to run (an empty batch), else None.
         max_contexts: most execution contexts alive at once; each has its own scratch memory.
     """
 
     def __init__(
-        self, engine: Engine, inputs: Sequence[str], outputs: Sequence[str], check: Check, max_contexts: int = 8
+        self,
+        engine: Engine,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        check: Check,
+        kernels: torch.Tensor,
+        max_contexts: int,
     ):
         self.engine = engine
         self._index = engine.device.index or 0
         self._inputs = order(engine.inputs, inputs)
         self._outputs: list[Binding] = [b for b in order(engine.outputs, outputs) if b is not None]
         self._check = check
+        self._kernels = kernels
         self._max_contexts = max_contexts
         self._slots: dict[int, _Slot] = {}
         self._lock = threading.Lock()
@@ -62,11 +70,17 @@ class Execution:
                 if slot.stream == stream:  # else another stream took it between the two lines above
                     return slot.run(tensors, stream)
 
-    def prepare(self) -> None:
-        """Make the current stream's context now, rather than in its first call."""
-        stream = _current_stream(self._index)
-        if stream not in self._slots:
-            self._take(stream)
+    def kernels(self) -> torch.Tensor:
+        """The runtime cache to save: the fullest of the contexts', or the one that was given."""
+        with self._lock:
+            return self._fullest_cache()
+
+    def _fullest_cache(self) -> torch.Tensor:
+        found = [self._kernels]
+        for slot in self._slots.values():
+            with slot.lock:
+                found.append(slot.context.kernels())
+        return max(found, key=torch.Tensor.numel)
 
     def _take(self, stream: int) -> _Slot:
         """A context for ``stream``: a new one, or another stream's, which this one then waits for."""
@@ -75,7 +89,8 @@ class Execution:
             if slot is not None:
                 return slot
             if len(self._slots) < self._max_contexts:
-                slot = _Slot(self.engine, self._inputs, self._outputs, self._check, stream)
+                context = self.engine.create_context(self._fullest_cache())
+                slot = _Slot(self.engine, context, self._inputs, self._outputs, self._check, stream)
                 self._slots[stream] = slot
                 return slot
             device = self.engine.device
@@ -95,20 +110,27 @@ class _Slot:
     """One execution context, the stream that it serves, and what is set on it."""
 
     def __init__(
-        self, engine: Engine, inputs: list[Binding | None], outputs: list[Binding], check: Check, stream: int
+        self,
+        engine: Engine,
+        context: Context,
+        inputs: list[Binding | None],
+        outputs: list[Binding],
+        check: Check,
+        stream: int,
     ):
         self.lock = threading.Lock()
         self.stream = stream
         self.used = time.monotonic()
         self._engine = engine
         self._device = engine.device
-        self._context = engine.create_context()
+        self.context = context
+        self._context = context.trt
         self._inputs = inputs
         self._outputs = outputs
         self._check = check
         self._known: list[tuple[torch.Size, torch.dtype]] = []
-        self._names = [b.name if b is not None else "" for b in inputs]
         self._addresses: list[int] = [-1] * len(inputs)
+        self._result_addresses: list[int] = [-1] * len(outputs)
         self._templates: list[tuple[str, torch.Tensor | None]] = []
         self._allocators: dict[str, Any] = {}
         self._scratch: torch.Tensor | None = None
@@ -120,15 +142,21 @@ class _Slot:
     def run(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The call path. What it does once per tensor is what costs; nothing here could have been done before."""
         self.used = time.monotonic()
-        if not self._fits(tensors):
+        known, addresses = self._known, self._addresses
+        copies = []  # copies made here must live until the work that reads them is enqueued
+        try:
+            fits = len(tensors) == len(known)
+            for tensor, (shape, dtype) in zip(tensors, known):
+                if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != self._device:
+                    fits = False
+        except AttributeError:  # no tensor at all, which the check says better
+            fits = False
+        if not fits:
             self._known = []
             empty = self._check(tensors)
             if empty is not None:
                 return empty
             self._set_shapes(tensors)
-        context = self._context
-        copies = []  # copies made here must live until the work that reads them is enqueued
-        addresses = self._addresses
         for index, tensor in enumerate(tensors):
             address = tensor.data_ptr()
             if address != addresses[index] or not tensor.is_contiguous():
@@ -136,14 +164,19 @@ class _Slot:
                     tensor = tensor.clone(memory_format=torch.contiguous_format)
                     copies.append(tensor)
                     address = tensor.data_ptr()
-                self._set_input(index, address, tensor)
+                self._set_input(index, address)
+        context = self._context
         results: list[Any] = []
+        empty_like = torch.empty_like
         for name, template in self._templates:
             if template is None:
                 results.append(None)
                 continue
-            result = torch.empty_like(template, memory_format=torch.contiguous_format)
-            context.set_tensor_address(name, result.data_ptr() or self._no_address)
+            result = empty_like(template, memory_format=torch.contiguous_format)
+            address = result.data_ptr()
+            if address != self._result_addresses[len(results)]:
+                context.set_tensor_address(name, address or self._no_address)
+                self._result_addresses[len(results)] = address
             results.append(result)
         if not context.execute_async_v3(stream):
             raise RuntimeError("TensorRT could not run the engine; the log of 'torchtrt_bridge' has its message.")
@@ -153,20 +186,7 @@ class _Slot:
                     results[index] = self._allocators[binding.name].result(binding)
         return results
 
-    def _fits(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether the inputs are like those of the call before."""
-        known, device = self._known, self._device
-        if len(known) != len(tensors) or self._reads_host:
-            return False
-        try:
-            for tensor, (shape, dtype) in zip(tensors, known):
-                if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device:
-                    return False
-        except AttributeError:  # no tensor at all, which the check says better
-            return False
-        return True
-
-    def _set_input(self, index: int, address: int, tensor: torch.Tensor) -> None:
+    def _set_input(self, index: int, address: int) -> None:
         binding = self._inputs[index]
         if binding is not None and not binding.on_host:  # None: the engine does not use this input
             self._context.set_tensor_address(binding.name, address or self._no_address)
@@ -197,7 +217,8 @@ class _Slot:
             self._scratch = torch.empty(max(needed, 1), dtype=torch.uint8, device=self._device)
             context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         self._templates = [(binding.name, self._template(binding)) for binding in self._outputs]
-        self._known = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if not self._reads_host:  # else what an input holds may change the shapes: they are set in every call
+            self._known = [(tensor.shape, tensor.dtype) for tensor in tensors]
 
     def _template(self, binding: Binding) -> torch.Tensor | None:
         """One element that looks like a whole result: ``empty_like`` of it is the quickest way to the next one. None

@@ -83,6 +83,11 @@ class Flavor:
         return hasattr(self.trt.BuilderFlag, "FP16")
 
     @property
+    def has_tf32_flag(self) -> bool:
+        """The builder's TF32 flag is heeded; else see :mod:`.tf32`."""
+        return self._measures and hasattr(self.trt.BuilderFlag, "TF32")
+
+    @property
     def has_runtime_config(self) -> bool:
         return hasattr(self.trt, "IRuntimeConfig")
 
