@@ -21,6 +21,7 @@ from .flavor import Flavor, flavor
 from .log import Messages, listening, logger
 from .progress import make_monitor
 from .request import Cancelled, Failure, NoGpu, Plan, Problem, Progress, Refused, Request
+from .tf32 import settle
 
 
 def build_plan(
