@@ -58,7 +58,7 @@ def main() -> None:
                 torch.save((x.cpu(), expected), inputs)
                 runs = [
                     json.loads(subprocess.run([sys.executable, "-c", CHILD, path, inputs], check=True, capture_output=True, text=True).stdout)
-                    for _ in range(5 if with_cache else 2)
+                    for _ in range(3 if with_cache else 1)
                 ]
             median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
             label = "with its runtime cache" if with_cache else "without the cache"
