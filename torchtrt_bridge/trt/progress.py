@@ -1,4 +1,4 @@
-"""How far a build has come, and the way to end it early."""
+"""What TensorRT calls while it builds: how far it has come, whether to go on, and where the plan goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from .request import Progress
 
@@ -43,6 +43,28 @@ def make_monitor(trt: Any, progress: Progress, cancelled: Callable[[], bool]) ->
             self.stopped = self.stopped or not go_on
 
     return Monitor()
+
+
+def make_writer(trt: Any, file: IO[bytes]) -> Any:
+    """An ``IStreamWriter`` of the TensorRT module ``trt`` into ``file``; ``size`` counts its bytes, ``error`` is the
+    first fault."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.size = 0
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                file.write(data)
+            except OSError as error:  # an exception that went on into TensorRT's C++ would end the process
+                self.error = self.error or error
+                return 0
+            self.size += len(data)
+            return len(data)
+
+    return Writer()
 
 
 class Phases:
