@@ -73,7 +73,7 @@ def test_the_child_builds_what_this_process_would():
         assert getattr(here, name) == getattr(child, name)
 
 
-def children(monkeypatch):
+def commands(monkeypatch):
     """The command lines of the children that are started from here on."""
     started = []
     command = isolation.command
@@ -82,13 +82,13 @@ def children(monkeypatch):
 
 
 def test_without_a_gpu_the_build_is_isolated(monkeypatch):
-    started = children(monkeypatch)
+    started = commands(monkeypatch)
     assert build(mlp_request(), on_gpu=False).data.nbytes and len(started) == 1
 
 
 @pytest.mark.gpu
 def test_with_a_gpu_the_build_runs_here(monkeypatch):
-    started = children(monkeypatch)
+    started = commands(monkeypatch)
     assert build(mlp_request()).data.nbytes and not started
 
 

@@ -96,9 +96,11 @@ def _serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[
     if not bound.has_plan_streaming:
         return builder.build_serialized_network(network, config)
     writer = make_writer(bound.trt, file)
-    if not builder.build_serialized_network_to_stream(network, config, writer):
-        if writer.error is not None:
-            raise Failure(f"The plan could not be written to {tempfile.gettempdir()}: {writer.error}. TMPDIR names another place.")
+    built = builder.build_serialized_network_to_stream(network, config, writer)
+    if writer.error is not None:  # TensorRT need not say so
+        folder = tempfile.gettempdir()
+        raise Failure(f"The plan could not be written to {folder}: {writer.error}. TMPDIR names another place.")
+    if not built:
         return None
     file.flush()
     return writer.size
