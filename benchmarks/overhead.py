@@ -31,29 +31,35 @@ def host_us(call: Callable[[], object], rounds: int = 60, calls: int = 100) -> f
     return statistics.median(times)
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Linear(64, 64).eval().cuda()
-    x = torch.randn(8, 64, device="cuda")
-    fast = ttb.compile(model, (x,), precision="fp16")
-    torch.testing.assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)
+LAYERS = {
+    "nn.ReLU, fp32": (torch.nn.ReLU(), torch.float32, "fp32"),
+    "nn.Linear(64, 64), fp32": (torch.nn.Linear(64, 64), torch.float32, "fp32"),
+    "nn.Linear(64, 64), fp16 with fp32 inputs": (torch.nn.Linear(64, 64), torch.float32, "fp16"),
+}
 
-    execution = fast._execution
-    slot = next(iter(execution._slots.values()))
-    context, stream = slot._context, torch.cuda.current_stream().cuda_stream
-    keep = fast(x)  # holds the addresses that the context has
-    with torch.no_grad():
-        rows = {
-            "bare execute_async_v3": lambda: context.execute_async_v3(stream),
-            "compiled module": lambda: fast(x),
-            "compiled module, by keyword": lambda: fast(input=x),
-            "eager nn.Linear": lambda: model(x),
-        }
-        times = {name: [host_us(call) for _ in range(3)] for name, call in rows.items()}
-    del keep
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {fast.provenance['flavour']} {fast.provenance['tensorrt']}")
-    for name, values in times.items():
-        print(f"{name:<30}{statistics.median(values):7.2f} us of host time a call")
+
+def main() -> None:
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us of host time a call")
+    print(f"{'':<42}{'bare engine':>12}{'compiled':>10}{'by keyword':>12}{'eager':>8}")
+    for name, (layer, dtype, precision) in LAYERS.items():
+        torch.manual_seed(0)
+        model = layer.eval().cuda()
+        x = torch.randn(8, 64, device="cuda", dtype=dtype)
+        fast = ttb.compile(model, (x,), precision=precision)
+        torch.testing.assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)
+        slot = next(iter(fast._execution._slots.values()))
+        context, stream = slot.context.trt, torch.cuda.current_stream().cuda_stream
+        keep = fast(x)  # holds the addresses that the context has
+        with torch.no_grad():
+            calls: list[Callable[[], object]] = [
+                lambda: context.execute_async_v3(stream),  # noqa: B023
+                lambda: fast(x),  # noqa: B023
+                lambda: fast(input=x),  # noqa: B023
+                lambda: model(x),  # noqa: B023
+            ]
+            bare, compiled, keyword, eager = (host_us(call) for call in calls)
+        del keep
+        print(f"{name:<42}{bare:>12.2f}{compiled:>10.2f}{keyword:>12.2f}{eager:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -43,12 +43,13 @@ def main() -> None:
     if options.compile:
         return compile_one(*options.compile, options.precisions)
     if options.load:
-        return load_all(Path(options.load), options.only)
+        return load_all(Path(options.load), options.only, options.precisions)
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
-        compiling = [["--compile", name, folder, "--precisions", *options.precisions] for name in options.only]
-        run_workers(compiling, options.workers, deadline)
-        run_workers([["--load", folder, "--only", name] for name in options.only], options.workers, deadline)
+        pairs = list(itertools.product(options.only, options.precisions))
+        run_workers([["--compile", name, folder, "--precisions", p] for name, p in pairs], options.workers, deadline)
+        loading = [["--load", folder, "--only", name, "--precisions", p] for name, p in pairs]
+        run_workers(loading, options.workers, deadline)
         rows = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     Path(options.out).write_text(json.dumps(rows, indent=1))
     show(rows)
@@ -101,11 +102,11 @@ def compile_one(name: str, folder: str, precisions: list[str]) -> None:
         torch.cuda.empty_cache()
 
 
-def load_all(folder: Path, names: list[str]) -> None:
+def load_all(folder: Path, names: list[str], precisions: list[str]) -> None:
     """In a process that has none of the models' classes imported: load and compare to the last bit."""
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text())
-        if not row.get("compiled") or row["model"] not in names:
+        if not row.get("compiled") or row["model"] not in names or row["precision"] not in precisions:
             continue
         try:
             fast = ttb.TRTModule()
@@ -132,7 +133,7 @@ def flat(result: Any) -> list[torch.Tensor]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{sum(row['ok'] for row in rows)} of {len(rows)} compiled, verified and reloaded")
+    print(f"{sum(row['ok'] for row in rows)} of {len(rows)} compiled, verified and reloaded", flush=True)
     for row in rows:
         label = f"{row['model']:<14}{row['precision']}  {'dynamic' if row['dynamic'] else 'static '}"
         if row["ok"]:
