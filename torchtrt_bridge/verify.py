@@ -31,7 +31,7 @@ class Tolerance:
 
 
 DEFAULTS = {
-    "fp32": Tolerance(1e-4, 1e-3, 0.001),
+    "fp32": Tolerance(4e-4, 2e-3, 0.001),
     "fp16": Tolerance(1e-2, 5e-2, 0.01),
     "bf16": Tolerance(6e-2, 2e-1, 0.05),
 }
