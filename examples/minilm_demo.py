@@ -223,12 +223,14 @@ def search(
     return wrong
 
 
-def in_second_process(folder: str, tokens: dict[str, torch.Tensor], *saved: Path) -> list[tuple]:
+def in_second_process(
+    folder: str, tokens: dict[str, torch.Tensor], *saved: Path
+) -> list[tuple[Path, str, torch.Tensor]]:
     """``(file, time to load it and make a first call, result)`` for each saved file."""
     inputs, results = Path(folder, "inputs.pt"), Path(folder, "results.pt")
     torch.save(on("cpu", tokens), inputs)
-    script = Path(__file__).with_name("run_saved.py")
-    ran = subprocess.run([sys.executable, script, inputs, results, *saved], stdout=subprocess.PIPE, check=True, text=True)
+    command = [sys.executable, Path(__file__).with_name("run_saved.py"), inputs, results, *saved]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return list(zip(saved, map(duration, json.loads(ran.stdout)), torch.load(results)))
 
 

@@ -464,6 +464,46 @@ def test_additive_mask_from_the_user(precision, value):
     assert all(t.isfinite().all() for t in run(program, (x, mask)))
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["made inside", "given by the user"])
+@pytest.mark.parametrize("precision", LOWS)
+def test_a_masked_row_of_negative_scores_is_finite(precision, given):
+    """-65504 - 100 is -inf in float16, and a softmax over nothing else is not a number."""
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.linear.bias.data.fill_(-100)
+
+        def forward(self, x, mask):
+            if not given:
+                mask = (1 - mask) * torch.finfo(torch.float32).min
+            return (self.linear(x) + mask).softmax(-1)
+
+    mask = torch.ones(3, 8, dtype=torch.float32 if given else torch.int64)
+    mask[0] = mask[1, 4:] = 0
+    if given:
+        mask = (1 - mask) * torch.finfo(torch.float32).min
+    check(Scores(), (0.1 * torch.randn(3, 8), mask), precision)
+
+
+@pytest.mark.parametrize("precision", LOWS)
+def test_a_product_of_tables_is_exact(precision):
+    class Angles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("frequencies", 1.0 / 100 ** (torch.arange(8) / 8))
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x, positions):
+            angles = positions[:, None].float() @ self.frequencies[None]
+            return self.linear(x) * angles.cos(), angles.sin()
+
+    result = check(Angles(), (torch.randn(5, 8), torch.arange(5001, 5006)), precision)
+    assert dict(classes(result.program))["matmul"] == torch.float32
+    assert result.kept["aten.matmul"] == [""]
+
+
 def test_infinities_pass_the_clamp():
     class Add(nn.Module):
         def __init__(self):
