@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.torchtrt_bridge-installed
+TYPES := $(VENV)/tensorrt-types
 
 .PHONY: test demo lint bench
 
@@ -15,9 +16,9 @@ test: $(INSTALLED)
 demo: $(INSTALLED)
 	$(RUN) examples/minilm_demo.py
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) $(TYPES)
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy
+	MYPYPATH=$(TYPES) $(RUN) -m mypy
 
 # What is measured is an NVIDIA GPU, so one is needed.
 bench: $(INSTALLED)
@@ -29,10 +30,17 @@ bench: $(INSTALLED)
 	mkdir -p build
 	$(RUN) benchmarks/table.py --out build/table.json
 
-# tensorrt-stubs gives mypy the types of the full TensorRT; it asks for TensorRT itself, which types do not need.
 $(INSTALLED): setup.py constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip --version > /dev/null || $(RUN) -m ensurepip
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[rtx,notebook,dev]'
-	$(RUN) -m pip install --quiet -c constraints.txt --no-deps tensorrt-stubs
+	touch $@
+
+# The types of the full TensorRT. They stay out of the environment, where a folder named tensorrt would look like
+# TensorRT itself, and come without what they ask for (TensorRT). What is no Python in them is put right.
+$(TYPES): $(INSTALLED)
+	rm -rf $@
+	$(RUN) -m pip install --quiet -c constraints.txt --no-deps --target $@ tensorrt-stubs
+	sed -i -e '1i # mypy: ignore-errors' -e 's/, in: list/, inputs: list/' -e 's/channel_axis: int)/channel_axis: int = ...)/' \
+		$@/tensorrt_bindings/tensorrt.pyi
 	touch $@

@@ -2,7 +2,8 @@
 
     python benchmarks/load.py
 
-The clock starts after imports (TensorRT's included) and CUDA's initialisation, and stops when the first result is there.
+The clock starts after imports (TensorRT's included) and CUDA's initialisation, and stops when the first result is
+there.
 """
 
 from __future__ import annotations
@@ -56,14 +57,16 @@ def main() -> None:
                 other = fast if with_cache else ttb.TRTModule(_artifact=fast._artifact)
                 torch.save(other.state_dict() if with_cache else without_cache(fast), path)
                 torch.save((x.cpu(), expected), inputs)
+                command = [sys.executable, "-c", CHILD, path, inputs]
                 runs = [
-                    json.loads(subprocess.run([sys.executable, "-c", CHILD, path, inputs], check=True, capture_output=True, text=True).stdout)
+                    json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                     for _ in range(3 if with_cache else 1)
                 ]
             median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
             label = "with its runtime cache" if with_cache else "without the cache"
-            print(f"ResNet-50 {precision}, {label}: " + ", ".join(
-                f"{key} {value:.3f} s" if key != "error" else f"difference {value:.1e}" for key, value in median.items()))
+            error = median.pop("error")
+            times = ", ".join(f"{key} {value:.3f} s" for key, value in median.items())
+            print(f"ResNet-50 {precision}, {label}: {times}, difference {error:.1e}")
 
 
 def without_cache(fast: ttb.TRTModule) -> dict[str, torch.Tensor]:

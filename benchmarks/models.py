@@ -69,7 +69,8 @@ def _torchvision(name: str) -> Maker:
     def make() -> nn.Module:
         import torchvision
 
-        return torchvision.models.get_model(name, weights=None, **({"weights_backbone": None} if "deeplab" in name else {}))
+        backbone = {"weights_backbone": None} if "deeplab" in name else {}
+        return torchvision.models.get_model(name, weights=None, **backbone)
 
     return make
 

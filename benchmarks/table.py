@@ -2,9 +2,9 @@
 
     python benchmarks/table.py [--workers 5] [--only NAME ...] [--out table.json]
 
-Each of the 60 is compiled and verified, its state dict saved with inputs and results (a static batch of 8; batches 8 and
-3 of a dynamic 1 to 16), then loaded in a process that never saw the model and compared to the last bit. A process a
-model, several at once.
+Each of the 60 is compiled and verified, its state dict saved with inputs and results (a static batch of 8; batches 8
+and 3 of a dynamic 1 to 16), then loaded in a process that never saw the model and compared to the last bit. A process
+for each model and precision, several at once.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def main() -> None:
 
 
 def run_workers(tasks: list[list[str]], workers: int, deadline: float) -> None:
-    """One process a model, so that a crash of one costs no other."""
+    """A process for each, so that a crash of one costs no other."""
     waiting, running = list(tasks), []
     while waiting or running:
         while waiting and len(running) < workers:
-            running.append(
-                subprocess.Popen([sys.executable, __file__, *waiting.pop(0)], env={**os.environ, "OMP_NUM_THREADS": "2"})
-            )
+            command = [sys.executable, __file__, *waiting.pop(0)]
+            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "2"}))
         time.sleep(0.2)
         running = [process for process in running if process.poll() is None]
         if time.monotonic() > deadline:
@@ -90,7 +89,8 @@ def compile_one(name: str, folder: str, precisions: list[str]) -> None:
                 inputs = [inputs, other]
             else:
                 inputs = [inputs]
-            row.update(seconds=time.perf_counter() - began, report=fast.report.to_dict(), opset=fast.provenance["opset"])
+            row.update(seconds=time.perf_counter() - began, report=fast.report.to_dict())
+            row.update(opset=fast.provenance["opset"])
             torch.save(fast.state_dict(), f"{stem}.pth")
             torch.save([inputs, [flat(result) for result in results]], f"{stem}.inputs")
             row.update(bytes=os.path.getsize(f"{stem}.pth"))

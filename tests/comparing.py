@@ -15,10 +15,11 @@ EXACT = {"rtol": 0.0, "atol": 0.0}
 
 def assert_same(actual: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5, path: str = "result") -> None:
     """``actual`` has the classes, keys, dtypes and shapes of ``expected``, and its numbers."""
-    assert type(actual) is type(expected), f"{path} is a {type(actual)} instead of a {type(expected)}"
+    wanted = torch.Tensor if isinstance(expected, nn.Parameter) else type(expected)
+    assert type(actual) is wanted, f"{path} is a {type(actual)} instead of a {wanted}"
     if isinstance(expected, torch.Tensor):
         message = f"{path}: {{}}".format
-        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=True, msg=message)
+        torch.testing.assert_close(actual, expected.detach(), rtol=rtol, atol=atol, equal_nan=True, msg=message)
     elif isinstance(expected, Mapping):
         assert list(actual) == list(expected), path
         for key in expected:
@@ -42,7 +43,8 @@ def nothing_changes(model: nn.Module, *inputs: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         after = _everything(model, inputs)
-        assert [key for key in before if not _equal(before[key], after[key])] == []
+        changed = [key for key in before if not _equal(before[key], after[key])]
+        assert not changed, changed
 
 
 def _everything(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:

@@ -484,7 +484,39 @@ def test_a_masked_row_of_negative_scores_is_finite(precision, given):
     mask[0] = mask[1, 4:] = 0
     if given:
         mask = (1 - mask) * torch.finfo(torch.float32).min
-    check(Scores(), (0.1 * torch.randn(3, 8), mask), precision)
+    inputs = 0.1 * torch.randn(3, 8), mask
+    (result,) = run(cast(Scores(), inputs, precision).program, inputs)
+    # scores of 100 are coarse in 16 bits; the masks are not
+    torch.testing.assert_close(result[0], torch.full((8,), 1 / 8))
+    assert (result[1, 4:] == 0).all()
+    torch.testing.assert_close(result.sum(-1), torch.ones(3))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["made inside", "given by the user"])
+def test_the_mask_of_a_fused_attention_is_finite_with_room_for_scores(given):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(16, 48)
+
+        def forward(self, x, mask):
+            q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+            mask = mask if given else (1 - mask) * torch.finfo(torch.float32).min
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), mask
+
+    mask = torch.tensor([1, 1, 0, 0]).expand(2, 1, 4, 4)
+    mask = (1 - mask) * torch.finfo(torch.float32).min if given else mask
+    inputs = torch.randn(2, 4, 16), mask
+    result = check(Attention(), inputs, "fp16")
+    attention = next(n for n in result.program.graph.nodes if "attention" in n.name)
+    read = attention.kwargs.get("attn_mask", attention.args[-1])
+    graph = result.program.graph
+    output = graph.find_nodes(op="output")[0]
+    output.args = ((output.args[0][0], read),)  # the mask as the attention sees it
+    result.program.graph_module.recompile()
+    state = [result.program.state_dict[f"model.qkv.{name}"] for name in ("weight", "bias")]
+    seen = result.program.graph_module(*state, *inputs)[1]
+    assert seen.dtype == torch.float16 and seen.unique().tolist() == [-32752, 0]
 
 
 @pytest.mark.parametrize("precision", LOWS)

@@ -144,7 +144,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def _true_fp32() -> Iterator[None]:
     """No TF32 or bf16 inside fp32 products. torch has an old and a new setting, and refuses to read the old one after a
     use of the new; each that can be read is set, and set back."""
-    operators = [
+    operators: list[Any] = [
         getattr(getattr(torch.backends, backend), operator, None)
         for backend, operator in (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"))
     ]
@@ -186,7 +186,7 @@ def _require_ordinary(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_inference() and parameter.requires_grad:
             raise CaptureFailed(
-                f"The parameter {name!r} was made inside torch.inference_mode(), and torch.export cannot take it. Compile"
+                f"The parameter {name!r} was made inside torch.inference_mode(); torch.export cannot take it. Compile"
                 " copy.deepcopy(model), made outside of it, whose parameters are ordinary ones."
             )
 

@@ -25,7 +25,8 @@ from .progress import Stages
 from .report import Report
 from .runtime.module import TRTModule
 from .selection import candidates, convert_and_check
-from .verify import TF32, Row, Tolerance, verify as verify_against_eager
+from .verify import TF32, Row, Tolerance
+from .verify import verify as verify_against_eager
 
 _log = logging.getLogger("torchtrt_bridge")
 
@@ -161,8 +162,12 @@ class Options:
 
 @contextlib.contextmanager
 def ordinary_tensors() -> Iterator[None]:
-    """What is made here outlives the caller's torch.inference_mode(), so its tensors must not be made inside it."""
-    with torch.inference_mode(False), torch.no_grad():
+    """No autocast, nor anything else of the caller's that would go into the engine. What is made here outlives the
+    caller's torch.inference_mode(), so its tensors must not be made inside it."""
+    without_autocast = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+    with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+        for context in without_autocast:
+            stack.enter_context(context)
         yield
 
 

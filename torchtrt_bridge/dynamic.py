@@ -166,7 +166,7 @@ def _collect(
                 dim = Dim(*dim)
             if not isinstance(dim, Dim):
                 raise InvalidOption(
-                    f"dynamic_shapes: axis {axis} of {path!r} is {dim!r}; it must be a torchtrt_bridge.Dim(min, opt, max)."
+                    f"dynamic_shapes: axis {axis} of {path!r} is {dim!r}; it must be a ttb.Dim(min, opt, max)."
                 )
             wanted[index][axis % rank] = dim
         return

@@ -32,7 +32,7 @@ def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     if segment.runtime == "onnxruntime":
         assert segment.engine is not None
         data = segment.engine
-        write_atomically(path, lambda file: file.write(memoryview(data.numpy())))
+        write_atomically(path, lambda file: file.write(data.numpy().data))
         return
     if segment.program is not None:
         program = restore(segment.program)

@@ -150,13 +150,19 @@ class Signature:
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def plain_names(self) -> tuple[str, ...] | None:
-        """The parameters' names, in the order of the inputs, if every captured argument is simply one tensor."""
+        """The parameters' names, in the order of the inputs, if every captured argument is simply one tensor, and a
+        call by position means them: they are the first parameters, none left out between them."""
         names = []
-        for index, (name, node) in enumerate(self.arguments.items()):
-            if node != {"leaf": index}:
+        for index, ((name, node), parameter) in enumerate(zip(self.arguments.items(), self.parameters)):
+            if node != {"leaf": index} or name != parameter.name or not parameter.kind.startswith("POSITIONAL"):
                 return None
             names.append(name)
         return tuple(names)
+
+    def leading_names(self, count: int) -> tuple[str, ...]:
+        """The first ``count`` parameters that may be given by position."""
+        positional = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
+        return tuple(p.name for p in self.parameters if p.kind in positional)[:count]
 
     def python_signature(self) -> inspect.Signature:
         """The original ``forward``'s signature, as :func:`inspect.signature` gave it."""

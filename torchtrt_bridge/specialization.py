@@ -97,7 +97,7 @@ def explain_specialization(error: Exception, guards: Guards, dynamic: DynamicSha
             for axis, dim_name in axes.items()
             if dim_name == name
         ]
-        fixed = re.search(rf"You marked {name} as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+        fixed = re.search(rf"You marked {name} as dynamic but .* specialized it to be a constant \((\d+)\)", text)
         what = f"fixes it to {fixed[1]}" if fixed else "does not take every size in that range"
         parts.append(
             f"The dim {name!r} ({', '.join(places)}) cannot be dynamic from {dim.min} to {dim.max}: the model's code"
@@ -111,7 +111,7 @@ def explain_specialization(error: Exception, guards: Guards, dynamic: DynamicSha
     suggested = text.partition("Suggested fixes:")[2].split("\n\n")[0].strip()
     if suggested:
         parts.append("torch.export suggests: " + "; ".join(line.strip() for line in suggested.splitlines()))
-    parts.append("Make that code independent of the size, narrow the range, or leave the dim out of the dynamic shapes.")
+    parts.append("Make that code independent of the size, narrow the range, or leave the dim out.")
     return DimSpecialized("\n".join(parts))
 
 

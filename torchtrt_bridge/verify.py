@@ -35,9 +35,9 @@ DEFAULTS = {
     "fp16": Tolerance(1e-2, 5e-2, 0.01),
     "bf16": Tolerance(6e-2, 2e-1, 0.05),
 }
-"""fp32: another order of summation (TensorRT-RTX's convolutions: 2e-4 over ResNet-50), below TF32's 6e-4. fp16 and bf16:
-some ten roundings of 2**-11 and 2**-8 on the way through a deep network, as eager's own ``.half()`` and ``.bfloat16()``
-show them."""
+"""fp32: another order of summation (TensorRT-RTX's convolutions: 2e-4 over ResNet-50), below TF32's 6e-4. fp16 and
+bf16: some ten roundings of 2**-11 and 2**-8 on the way through a deep network, as eager's own ``.half()`` and
+``.bfloat16()`` show them."""
 
 TF32 = Tolerance(5e-3, 2e-2, 0.01)
 """fp32 with ``BuildOptions(tf32=True)``: 10 bits of mantissa in matrix products."""
@@ -45,7 +45,7 @@ TF32 = Tolerance(5e-3, 2e-2, 0.01)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One result at one set of sizes. ``relative_l2`` and ``max_error`` are NaN for integers, ``unequal`` for floats."""
+    """One result at one set of sizes. ``relative_l2``, ``max_error`` are NaN for integers, ``unequal`` for floats."""
 
     at: str
     result: str

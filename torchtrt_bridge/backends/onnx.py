@@ -65,7 +65,10 @@ class OnnxBackend:
             precision=precision.name,
             constants=captured.constants,
             provenance={**provenance, **made},
-            report={"kept_fp32": {op: list(places) for op, places in cast.kept.items()}, "notes": [*cast.notes, *notes]},
+            report={
+                "kept_fp32": {op: list(places) for op, places in cast.kept.items()},
+                "notes": [*cast.notes, *notes],
+            },
         )
 
 
@@ -132,8 +135,8 @@ def _plan(
 
     if build.kernel_specialization is not None and not installed().has_runtime_config:
         raise InvalidOption(
-            f"kernel_specialization: TensorRT's flavour {installed().name!r} ({installed().version}) chooses its kernels"
-            " when it builds; leave it out."
+            f"kernel_specialization: TensorRT's flavour {installed().name!r} ({installed().version}) chooses its"
+            " kernels when it builds; leave it out."
         )
     settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name != "kernel_specialization"}
     inputs, outputs = input_names(signature), output_names(signature)
@@ -162,7 +165,8 @@ def _plan(
             refusal = error
             _log.info("opset %d did not build, trying the next: %s", opset, error)
             continue
-        segment = Segment("tensorrt", tuple(inputs), tuple(outputs), engine=torch.frombuffer(plan.data, dtype=torch.uint8))
+        engine = torch.frombuffer(plan.data, dtype=torch.uint8)
+        segment = Segment("tensorrt", tuple(inputs), tuple(outputs), engine=engine)
         made = {
             "opset": opset,
             "flavour": plan.flavor,
@@ -203,7 +207,7 @@ def _profile(signature: Signature) -> dict[str, tuple[tuple[int, ...], tuple[int
 
 
 def _memory(tensor: Any) -> tuple[int, int, Any]:
-    """Address, size and owner of a weight's bytes on the host. Only what lies on a GPU, or not in one piece, is copied."""
+    """Address, size and owner of a weight's bytes on the host. Only what lies on a GPU, or in pieces, is copied."""
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, torch.Tensor):
         raw = raw.detach().cpu().contiguous()

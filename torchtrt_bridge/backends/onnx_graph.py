@@ -41,7 +41,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it, and says so less clearly)
     except ImportError as error:
-        raise BackendUnavailable(f"The ONNX route needs onnx and onnxscript ({error}); pip install onnxscript.") from None
+        raise BackendUnavailable(f"The ONNX route needs onnxscript ({error}); pip install onnxscript.") from None
     try:
         with _export_lock, torch.no_grad(), _quiet():
             exported = torch.onnx.export(
@@ -155,7 +155,7 @@ def without_weights(model: ir.Model) -> Iterator[dict[str, Any]]:
     }
     for name, tensor in large.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(
-            "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
     try:
         yield large

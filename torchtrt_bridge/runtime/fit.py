@@ -53,6 +53,6 @@ def _check_gpu(target: str, flavor: Flavor, device: torch.device) -> None:
         raise EngineMismatch(f"The engine runs on GPUs from sm80 on; this one is {here} ({name}). {_REBUILD}")
     if here not in flavor.targets() and flavor.has_compute_capability_targets:
         # Hopper is in no list of RTX's, yet plans for each listed target ran there rightly
-        _log.warning("the engine was built for %s and this GPU is %s (%s); its results are worth a check", target, here, name)
+        _log.warning("the engine was built for %s; this GPU is %s (%s): check its results", target, here, name)
         return
     raise EngineMismatch(f"The engine was built for {target}; this GPU is {here} ({name}). {_REBUILD}")

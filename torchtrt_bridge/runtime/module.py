@@ -1,4 +1,4 @@
-"""TRTModule: the drop-in module that runs an :class:`~torchtrt_bridge.backends.base.Artifact`, saves it and loads it."""
+"""TRTModule: the drop-in module that runs an ``Artifact`` (see :mod:`..backends.base`), saves it and loads it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class TRTModule(nn.Module):
         max_contexts: most execution contexts alive at once, that is, streams served without waiting for one another.
             Each takes scratch memory of its own.
     """
+
+    _artifact: Artifact | None
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class TRTModule(nn.Module):
                 " for a GPU elsewhere with torchtrt_bridge.build(model, inputs, precision, target=...)."
             )
         plan = segment.engine
-        write_atomically(path, lambda file: file.write(memoryview(plan.numpy())))
+        write_atomically(path, lambda file: file.write(plan.numpy().data))
 
     def save_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the ONNX model that the engine is made from, its nodes named after the user's modules.
@@ -149,7 +151,9 @@ class TRTModule(nn.Module):
 
         write_onnx(self._loaded(), path)
 
-    def rebuild(self, device: torch.device | str | None = None, *, target: str | None = None, verify: Any = True) -> TRTModule:
+    def rebuild(
+        self, device: torch.device | str | None = None, *, target: str | None = None, verify: Any = True
+    ) -> TRTModule:
         """A new module from the program that a file saved with ``source=True`` keeps, for the TensorRT and GPU here.
 
         Args:
@@ -246,7 +250,7 @@ class TRTModule(nn.Module):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _clear(self) -> None:
-        self._artifact: Artifact | None = None
+        self._artifact = None
         self._execution: Execution | None = None
         self._saved_caches: Sequence[torch.Tensor] = ()
         self._constants: tuple[torch.Tensor, ...] = ()
@@ -275,7 +279,7 @@ class TRTModule(nn.Module):
         runtime = artifact.segments[0].runtime
         names = artifact.signature.plain_names()
         self._specs = artifact.signature.inputs
-        self._plain = len(self._specs) if names is not None else -1
+        self._plain = len(self._specs) if names == artifact.signature.leading_names(len(self._specs)) else -1
         self._names = names or ()
         self._single = artifact.signature.result == {"leaf": {"output": 0}}
         self._device = self._place(runtime)
@@ -370,7 +374,7 @@ class TRTModule(nn.Module):
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """The flat inputs of a call that is not simply one tensor per captured argument, in order."""
         names = self._names
-        if names and len(args) + len(kwargs) == len(names):
+        if names and len(args) + len(kwargs) == len(names) and (self._plain >= 0 or not args):
             try:  # all by name, or the rest by name
                 return [*args, *[kwargs[name] for name in names[len(args) :]]]
             except KeyError:

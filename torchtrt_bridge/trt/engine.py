@@ -83,7 +83,7 @@ class Engine:
             torch.cuda.current_stream()  # torch's own context first: TensorRT then uses the same
             self.computes_tf32 = settle(self.flavor, tf32)
             self._runtime = trt.Runtime(self.flavor.logger)
-            self.engine = self._runtime.deserialize_cuda_engine(memoryview(plan.numpy()))
+            self.engine = self._runtime.deserialize_cuda_engine(plan.numpy().data)
             if self.engine is None:
                 raise RuntimeError(f"TensorRT cannot load the plan: {_reason(messages)}")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]

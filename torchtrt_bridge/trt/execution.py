@@ -236,7 +236,7 @@ def _output_allocator(engine: Engine) -> Any:
     """TensorRT's IOutputAllocator over torch's allocator, for an output whose size depends on the data."""
     trt = engine.flavor.trt
 
-    class OutputAllocator(trt.IOutputAllocator):
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self._memory: torch.Tensor | None = None

@@ -19,7 +19,7 @@ def installed() -> Flavor:
 
 
 def targets() -> tuple[str, ...]:
-    """The GPUs that ``torchtrt_bridge.build(target=...)`` can name with the TensorRT here, as ``("sm75", "sm80", ...)``.
+    """The GPUs that ``torchtrt_bridge.build(target=...)`` can name with the TensorRT here: ``("sm75", "sm80", ...)``.
 
     Empty where the flavour builds only for the GPU that is present.
 
