@@ -6,6 +6,7 @@ A block after ``<!-- not run: why -->`` is left out.
 from __future__ import annotations
 
 import linecache
+import logging
 import re
 from pathlib import Path
 
@@ -30,11 +31,16 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page.stem}
+    logger = logging.getLogger("torchtrt_bridge")
+    level = logger.level
     for line, code in blocks(page):
         source = "\n" * (line - 1) + code  # so that a traceback names the page's own line
         name = str(page.relative_to(ROOT))
         monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
-        exec(compile(source, name, "exec"), namespace)
+        try:
+            exec(compile(source, name, "exec"), namespace)
+        finally:
+            logger.setLevel(level)  # a page may show how to set it
 
 
 def test_readme_shows_code_that_runs() -> None:

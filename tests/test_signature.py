@@ -188,3 +188,22 @@ def test_altered_data_is_an_invalid_file_or_a_working_signature(path):
 def test_what_would_fail_in_a_later_call_is_refused_at_loading(path, value):
     with pytest.raises(InvalidFile, match="signature is damaged"):
         Signature.from_dict(changed(path, value))
+
+
+def test_a_flag_that_the_call_leaves_out_must_have_its_captured_value():
+    def forward(x, scale=1, *, flip=False):
+        pass
+
+    def signature(**fixed):
+        nodes = {"x": {"leaf": 0}, **{name: {"value": value} for name, value in fixed.items()}}
+        spec = TensorSpec("x", "float32", (2,))
+        parameters = describe_parameters(inspect.signature(forward))
+        return Signature(parameters, nodes, (spec,), (spec,), {"leaf": {"output": 0}}, {})
+
+    x = torch.ones(2)
+    assert signature(scale=1, flip=False).bind((x,), {}) == [x]
+    with pytest.raises(FixedArgumentChanged, match="'scale' was 2 .* leaves it out, and its default is 1. Give scale=2"):
+        signature(scale=2).bind((x,), {})
+    with pytest.raises(FixedArgumentChanged, match="'flip' was True"):
+        signature(flip=True).bind((x,), {})
+    assert signature(scale=2).bind((x, 2), {}) == [x]

@@ -196,20 +196,33 @@ class Signature:
             tensors.append(value)
             return len(tensors) - 1  # type: ignore[return-value]
 
+        for name, value in bound.items():
+            if name not in self.arguments:
+                self._check_extra(name, value)
         for name, node in self.arguments.items():
             if name not in bound:
-                if not any(True for _ in leaves(node)):
-                    continue  # a captured constant that the call leaves out keeps its value
-                raise InvalidInput(f"The call lacks the argument {name!r}; the module was compiled with it.")
+                self._check_omitted(name, node)
+                continue
             try:
-                given = describe(bound.pop(name), take, name)
+                given = describe(bound[name], take, name)
             except Unstorable as error:
                 raise InvalidInput(f"{error}, which is neither a tensor nor plain data.") from None
             if given != node:
                 _explain_difference(name, node, given)
-        for name, value in bound.items():
-            self._check_extra(name, value)
         return tensors
+
+    def _check_omitted(self, name: str, node: Node) -> None:
+        """An argument that the call leaves out has its default, which must be what the capture fixed."""
+        if any(True for _ in leaves(node)):
+            raise InvalidInput(f"The call lacks the argument {name!r}; the module was compiled with it.")
+        parameter = next(p for p in self.parameters if p.name == name)
+        if parameter.kind.startswith("VAR_") or parameter.default == node:
+            return
+        default = _show(parameter.default) if parameter.default is not None else "something else"
+        raise FixedArgumentChanged(
+            f"The argument {name!r} was {_show(node)} when the module was compiled and is part of the engine; this call"
+            f" leaves it out, and its default is {default}. Give {name}={_show(node)}, or compile again without it."
+        )
 
     def _check_extra(self, name: str, value: Any) -> None:
         """An argument that the capture did not have must have its default's value."""

@@ -79,7 +79,7 @@ def verify(
     for at, tensors in cases(captured):
         reference = captured.eager(tensors)
         actual = run(tensors)
-        for spec, expected, result in zip(captured.signature.outputs, reference, actual):
+        for spec, expected, result in zip(captured.signature.outputs, reference, actual, strict=True):
             rows.append(compare(at, spec.name, expected, result, limit))
     if not all(row.passed for row in rows):
         table = "\n".join(f"  {'ok  ' if row.passed else 'MISS'} {row}" for row in rows)

@@ -45,7 +45,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     try:
         with _export_lock, torch.no_grad(), _quiet():
             exported = torch.onnx.export(
-                _without_missing_kernels(program),
+                _exportable(program),
                 (),
                 dynamo=True,
                 opset_version=opset,
@@ -94,20 +94,32 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
     ir.save(model, path, external_data=weights)
 
 
-def _without_missing_kernels(program: ExportedProgram) -> ExportedProgram:
-    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16."""
-    found = {
-        node.target
-        for node in program.graph.nodes
-        if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16
-    }
-    return program.run_decompositions({op: _NOT_IN_BF16[op] for op in found}) if found else program
+def _exportable(program: ExportedProgram) -> ExportedProgram:
+    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16, and
+    without squeezes of dimensions that are not 1, which torch leaves alone and ONNX refuses."""
+    table = {}
+    for node in program.graph.nodes:
+        if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16:
+            table[node.target] = _NOT_IN_BF16[node.target]
+        elif node.target in _SQUEEZES:
+            dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+            if node.meta["val"].ndim != node.args[0].meta["val"].ndim - len(dims):
+                table[node.target] = _SQUEEZES[node.target]
+    return program.run_decompositions(table) if table else program
+
+
+def _squeeze(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    for dim in sorted({dim % max(x.ndim, 1) for dim in dims}, reverse=True):
+        if x.ndim and x.shape[dim] == 1:
+            x = x.select(dim, 0)
+    return x
 
 
 _NOT_IN_BF16 = {
     torch.ops.aten.hardswish.default: lambda x: x * torch.clamp(x + 3, 0, 6) / 6,
     torch.ops.aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
 }
+_SQUEEZES = {torch.ops.aten.squeeze.dim: lambda x, dim: _squeeze(x, [dim]), torch.ops.aten.squeeze.dims: _squeeze}
 
 
 def _name_nodes(model: ir.Model) -> None:
