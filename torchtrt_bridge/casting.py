@@ -374,6 +374,7 @@ class Caster:
         base = self._cast(node.args[0], dtype, bound)  # type: ignore[arg-type]
         view = self.graph.call_function(node.target, (base, *node.args[1:]), node.kwargs)  # type: ignore[arg-type]
         view.meta = {**node.meta, "val": retyped(node.meta["val"], dtype)}
+        view.meta.pop("tensor_meta", None)
         return view
 
     def _new_cast(self, node: Node, dtype: torch.dtype, bound: float | None) -> Node:
