@@ -12,12 +12,14 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from ..capture import _export_lock
 from ..errors import BackendUnavailable, ConversionFailed
@@ -59,8 +61,9 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     assert exported is not None
     model = exported.model
     model.doc_string = None
-    model.metadata_props.clear()
     _name_nodes(model)
+    for item in (model, model.graph, *model.graph.inputs, *model.graph.initializers.values()):
+        item.metadata_props.clear()
     _check(model)
     return model
 
@@ -134,8 +137,9 @@ def _name_nodes(model: ir.Model) -> None:
         name = f"{module}/{operator}" if module else operator
         count = taken[name] = taken.get(name, -1) + 1
         node.name = f"{name}.{count}" if count else name
-        for key in [k for k in node.metadata_props if k.startswith("pkg.torch")]:
-            del node.metadata_props[key]  # stack traces: file names of the machine that exported
+        node.doc_string = None
+        for item in (node, *node.outputs):
+            item.metadata_props.clear()  # stack traces, among others: file names of the machine that exported
 
 
 def _check(model: ir.Model) -> None:
@@ -178,16 +182,31 @@ def without_weights(model: ir.Model) -> Iterator[dict[str, Any]]:
 
 def _explain(error: Exception, program: ExportedProgram) -> str:
     """The operator and the user's module, out of torch.onnx's long message."""
-    text = " ".join(str(e) for e in _chain(error))
-    for node in program.graph.nodes:
-        if node.op == "call_function" and f"%{node.name} " in text:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            module = stack[-1][0].removeprefix("model").removeprefix(".") if stack else ""
-            cause = str(list(_chain(error))[-1]).splitlines()[0]
-            return (
-                f"The ONNX route cannot convert {node.target} (in {module or 'the top module'}): {cause}"
-            )
-    return f"The ONNX route cannot convert the model: {type(error).__name__}: {str(error).splitlines()[0]}"
+    chain = [str(e) for e in _chain(error)]
+    found = re.search(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)\]", " ".join(chain))
+    if found is None:
+        return f"The ONNX route cannot convert the model: {type(error).__name__}: {chain[-1].splitlines()[0]}"
+    name, operator = found.groups()
+    node = next((n for n in program.graph.nodes if n.name == name), None) or _after_decomposition(program, operator)
+    place = ""
+    if node is not None:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        module = stack[-1][0].removeprefix("model").removeprefix(".") if stack else ""
+        place = f" (in {module or 'the top module'})"
+    return f"The ONNX route cannot convert {operator}{place}: {chain[-1].splitlines()[0]}"
+
+
+def _after_decomposition(program: ExportedProgram, operator: str) -> Node | None:
+    """The first node of ``operator`` that ``program`` has once its operators are spelled out, as torch.onnx does."""
+    from torch._decomp import decomposition_table
+
+    table = dict(torch.export.default_decompositions())
+    table.update({n.target: decomposition_table[n.target] for n in program.graph.nodes if n.target in decomposition_table})
+    try:
+        graph = program.run_decompositions(table).graph
+    except Exception:  # this is a message's last detail, not worth another error
+        return None
+    return next((n for n in graph.nodes if str(n.target) == operator), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
