@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,12 +34,19 @@ def check(provenance: Mapping[str, Any], flavor: Flavor, device: torch.device) -
             f" neither loads the other's plans. Install {flavour.replace('_', '-')}=={version} (or choose it with"
             f" TORCHTRT_BRIDGE_TENSORRT={flavour}). {_REBUILD}"
         )
-    if version.split(".")[:2] != flavor.version.split(".")[:2] and not provenance.get("version_compatible"):
+    built, here = _release(version), _release(flavor.version)
+    if built != here and not (provenance.get("version_compatible") and built < here):
+        which = "its own or an earlier version" if provenance.get("version_compatible") else "its own version"
         raise EngineMismatch(
-            f"The engine was built by {flavour} {version}; this process has {flavor.version}, which loads plans of its"
-            f" own version only. Install {flavour.replace('_', '-')}=={version}. {_REBUILD}"
+            f"The engine was built by {flavour} {version}; this process has {flavor.version}, which loads plans of"
+            f" {which} only. Install {flavour.replace('_', '-')}=={version}. {_REBUILD}"
         )
     _check_gpu(str(provenance.get("target")), flavor, device)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``(10, 16)`` of ``"10.16.1.11"``: plans do not depend on the rest."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _check_gpu(target: str, flavor: Flavor, device: torch.device) -> None:
@@ -51,7 +59,7 @@ def _check_gpu(target: str, flavor: Flavor, device: torch.device) -> None:
         if major >= 8:
             return
         raise EngineMismatch(f"The engine runs on GPUs from sm80 on; this one is {here} ({name}). {_REBUILD}")
-    if here not in flavor.targets() and flavor.has_compute_capability_targets:
+    if major >= 8 and here not in flavor.targets() and flavor.has_compute_capability_targets:
         # Hopper is in no list of RTX's, yet plans for each listed target ran there rightly
         _log.warning("the engine was built for %s; this GPU is %s (%s): check its results", target, here, name)
         return
