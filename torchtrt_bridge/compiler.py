@@ -78,17 +78,7 @@ def compile(
         >>> fast = ttb.compile(model, torch.randn(1, 4), dynamic_batch=(1, 8, 32))  # doctest: +SKIP
     """
     _refuse_unknown(compile, unknown)
-    try:
-        wanted = torch.device(device) if device is not None else None
-    except (RuntimeError, TypeError):
-        raise InvalidOption(f"device={device!r}: a compiled module runs on 'cuda' or 'cpu'.") from None
-    if wanted is not None and wanted.type not in ("cpu", "cuda"):
-        raise InvalidOption(f"device={str(wanted)!r}: a compiled module runs on 'cuda' or 'cpu'.")
-    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceMismatch(
-            f"device={str(wanted)!r}, but torch finds no CUDA device here. To build an engine for a GPU elsewhere, use"
-            " torchtrt_bridge.build(model, inputs, precision, target=...)."
-        )
+    wanted = parse_device(device)
     options = Options.parse(precision, backend, build, verify, source, max_contexts)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
@@ -126,6 +116,27 @@ def build(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
         return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages)
+
+
+def parse_device(device: Any) -> torch.device | None:
+    """The device that the user asked for; None where none was.
+
+    Raises:
+        InvalidOption: it is neither a GPU nor the CPU.
+        DeviceMismatch: it is a GPU, and there is none.
+    """
+    try:
+        wanted = torch.device(device) if device is not None else None
+    except (RuntimeError, TypeError):
+        raise InvalidOption(f"device={device!r}: a compiled module runs on 'cuda' or 'cpu'.") from None
+    if wanted is not None and wanted.type not in ("cpu", "cuda"):
+        raise InvalidOption(f"device={str(wanted)!r}: a compiled module runs on 'cuda' or 'cpu'.")
+    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceMismatch(
+            f"device={str(wanted)!r}, but torch finds no CUDA device here. To build an engine for a GPU elsewhere, use"
+            " torchtrt_bridge.build(model, inputs, precision, target=...)."
+        )
+    return wanted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def rebuild(
     artifact: Artifact, *, device: torch.device | str | None, target: str | None, verify: Any
 ) -> TRTModule:
     """See :meth:`TRTModule.rebuild`."""
-    from .compiler import Options, make, ordinary_tensors
+    from .compiler import Options, make, ordinary_tensors, parse_device
     from .progress import Stages
 
     if artifact.source is None:
@@ -71,12 +71,12 @@ def rebuild(
             "This module was compiled without source=True, so its file holds no program to rebuild from. Compile the"
             " model again."
         )
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() and target is None else "cpu"
+    here = torch.device("cuda" if torch.cuda.is_available() and target is None else "cpu")
+    wanted = parse_device(device) or here
     options = Options.parse(artifact.precision, "auto", None, verify if target is None else False, True, 8)
     with Stages() as stages, ordinary_tensors():
         captured = _recapture(artifact, torch.device("cpu"))
-        return make(captured, Place(torch.device(device), target), options, stages)
+        return make(captured, Place(wanted, target), options, stages)
 
 
 def _recapture(artifact: Artifact, device: torch.device) -> CapturedModel:
