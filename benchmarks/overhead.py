@@ -1,4 +1,5 @@
-"""Host time of one call of a compiled single-layer module, next to the bare engine call and eager PyTorch.
+"""Host time of one call of a compiled single-layer module, plain and through its CUDA graph, next to the bare engine
+call and eager PyTorch.
 
     python benchmarks/overhead.py
 
@@ -40,26 +41,37 @@ LAYERS = {
 
 def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us of host time a call")
-    print(f"{'':<42}{'bare engine':>12}{'compiled':>10}{'by keyword':>12}{'eager':>8}")
+    print(f"{'':<42}{'bare engine':>12}{'compiled':>10}{'by keyword':>12}{'CUDA graph':>12}{'kept':>8}{'eager':>8}")
     for name, (layer, dtype, precision) in LAYERS.items():
         torch.manual_seed(0)
         model = layer.eval().cuda()
         x = torch.randn(8, 64, device="cuda", dtype=dtype)
-        fast = ttb.compile(model, (x,), precision=precision)
-        torch.testing.assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)
+        fast = ttb.compile(model, (x,), precision=precision, cuda_graph=False)
+        graphed = ttb.TRTModule(cuda_graph=True)
+        graphed.load_state_dict(fast.state_dict())
+        for _ in range(4):
+            torch.testing.assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(graphed(x), model(x), rtol=2e-2, atol=2e-2)
         slot = next(iter(fast._execution._slots.values()))
         context, stream = slot.context.trt, torch.cuda.current_stream().cuda_stream
         keep = fast(x)  # holds the addresses that the context has
+        held: list[torch.Tensor] = []
+
+        def keeping(graphed=graphed, x=x, held=held):  # the result before is let go when the next one is there
+            held[:] = [graphed(x)]
+
         with torch.no_grad():
             calls: list[Callable[[], object]] = [
                 lambda: context.execute_async_v3(stream),  # noqa: B023
                 lambda: fast(x),  # noqa: B023
                 lambda: fast(input=x),  # noqa: B023
+                lambda: graphed(x),  # noqa: B023
+                keeping,
                 lambda: model(x),  # noqa: B023
             ]
-            bare, compiled, keyword, eager = (host_us(call) for call in calls)
+            bare, compiled, keyword, graph, kept, eager = (host_us(call) for call in calls)
         del keep
-        print(f"{name:<42}{bare:>12.2f}{compiled:>10.2f}{keyword:>12.2f}{eager:>8.2f}")
+        print(f"{name:<42}{bare:>12.2f}{compiled:>10.2f}{keyword:>12.2f}{graph:>12.2f}{kept:>8.2f}{eager:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backends.base import Place
+from .backends.base import Artifact, Place
 from .capture import CapturedModel, capture
 from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
 from .options import BuildOptions
@@ -44,6 +44,8 @@ def compile(
     build: BuildOptions | None = None,
     source: bool = False,
     max_contexts: int = 8,
+    cuda_graph: bool | str = "auto",
+    max_graphs: int = 4,
     **unknown: Any,
 ) -> TRTModule:
     """A drop-in module that runs ``model`` on TensorRT.
@@ -63,7 +65,7 @@ def compile(
         build: settings of TensorRT's builder.
         source: keep the captured program in the module and its file, so that :meth:`TRTModule.rebuild` can build it
             again for another TensorRT or GPU. Adds the model's size to the file.
-        max_contexts: see :class:`TRTModule`.
+        max_contexts, cuda_graph, max_graphs: see :class:`TRTModule`.
 
     Returns:
         An ``nn.Module`` with the model's call signature, results and dtypes.
@@ -79,7 +81,7 @@ def compile(
     """
     _refuse_unknown(compile, unknown)
     wanted = parse_device(device)
-    options = Options.parse(precision, backend, build, verify, source, max_contexts)
+    options = Options.parse(precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
         return make(captured, Place(wanted or captured.device), options, stages)
@@ -97,6 +99,8 @@ def build(
     build: BuildOptions | None = None,
     source: bool = False,
     max_contexts: int = 8,
+    cuda_graph: bool | str = "auto",
+    max_graphs: int = 4,
     **unknown: Any,
 ) -> TRTModule:
     """Build the TensorRT engine for a GPU that this machine does not have, to be saved here and loaded there.
@@ -112,7 +116,7 @@ def build(
         InvalidOption: the flavour cannot build for that target, or not without a GPU.
     """
     _refuse_unknown(globals()["build"], unknown)
-    options = Options.parse(precision, backend, build, False, source, max_contexts)
+    options = Options.parse(precision, backend, build, False, source, max_contexts, cuda_graph, max_graphs)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
         return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages)
@@ -149,10 +153,20 @@ class Options:
     verify: bool | Tolerance
     source: bool
     max_contexts: int
+    cuda_graph: bool | str = "auto"
+    max_graphs: int = 4
 
     @classmethod
     def parse(
-        cls, precision: Any, backend: Any, build: Any, verify: Any, source: bool, max_contexts: Any
+        cls,
+        precision: Any,
+        backend: Any,
+        build: Any,
+        verify: Any,
+        source: bool,
+        max_contexts: Any,
+        cuda_graph: Any = "auto",
+        max_graphs: Any = 4,
     ) -> Options:
         """Raises InvalidOption for a value that none of them can have."""
         if build is not None and not isinstance(build, BuildOptions):
@@ -160,8 +174,21 @@ class Options:
         if not isinstance(verify, (bool, Tolerance)):
             raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
         candidates(backend)
-        TRTModule(max_contexts=max_contexts)
-        return cls(Precision.parse(precision), backend, build or BuildOptions(), verify, source, max_contexts)
+        TRTModule(max_contexts=max_contexts, cuda_graph=cuda_graph, max_graphs=max_graphs)
+        build = build or BuildOptions()
+        return cls(
+            Precision.parse(precision), backend, build, verify, source, max_contexts, cuda_graph, max_graphs
+        )
+
+    def module(self, artifact: Artifact, place: Place) -> TRTModule:
+        """The module that runs ``artifact`` where it is to run."""
+        return TRTModule(
+            None if place.target else place.device,
+            max_contexts=self.max_contexts,
+            cuda_graph=self.cuda_graph,
+            max_graphs=self.max_graphs,
+            _artifact=artifact,
+        )
 
     @property
     def tolerance(self) -> Tolerance | None:
@@ -191,8 +218,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
 
             artifact = dataclasses.replace(artifact, source=store(captured.program).owned())
         with stages("loading"):
-            device = None if place.target else place.device
-            module = TRTModule(device, max_contexts=options.max_contexts, _artifact=artifact)
+            module = options.module(artifact, place)
         rows: tuple[Row, ...] = ()
         notes = list(artifact.report.get("notes", ()))
         if not place.needs_plan and options.build != BuildOptions():
@@ -203,7 +229,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
             notes.append("verify=False: the results were not compared with the eager model's")
         else:
             with stages("verifying"):
-                rows = verify_against_eager(captured, module.run_flat, options.precision, options.tolerance)
+                rows = verify_against_eager(captured, module.run_settled, options.precision, options.tolerance)
         report = Report(
             backend=artifact.backend,
             precision=options.precision.name,
@@ -213,6 +239,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
             kept_fp32=artifact.report.get("kept_fp32", {}),
             verification=tuple(dataclasses.asdict(row) for row in rows),
             notes=tuple(notes),
+            cuda_graph=module.cuda_graph,
         )
         module.set_report(report)
         return module

@@ -21,6 +21,7 @@ class Report:
         kept_fp32: operators that stay in fp32 under a lower precision, and in which modules.
         verification: rows of :class:`~torchtrt_bridge.verify.Row`, as dicts; empty where nothing was run.
         notes: sentences that a reader should know.
+        cuda_graph: ``"on"``, ``"off"``, or ``"off: "`` and why, where it was wanted.
     """
 
     backend: str
@@ -31,6 +32,7 @@ class Report:
     kept_fp32: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     verification: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    cuda_graph: str = "off"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. A NaN (an error that does not apply) becomes None, as JSON has no NaN."""
@@ -62,6 +64,8 @@ class Report:
             ("runs on", f"{self.where} ({self.runtime})"),
             ("seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in self.seconds.items())),
         ]
+        if self.runtime == "tensorrt":
+            lines.append(("CUDA graph", self.cuda_graph))
         if self.kept_fp32:
             kept = (f"{op} ({len(places)} place{'s' * (len(places) > 1)})" for op, places in self.kept_fp32.items())
             lines.append(("kept in fp32", ", ".join(kept)))

@@ -22,6 +22,7 @@ from ..errors import (
     InvalidOption,
     NotLoaded,
 )
+from . import graphing
 
 if TYPE_CHECKING:
     from ..backends.base import Artifact
@@ -41,6 +42,11 @@ class TRTModule(nn.Module):
         device: where to run; None means where it was built to run, the current CUDA device for an engine.
         max_contexts: most execution contexts alive at once, that is, streams served without waiting for one another.
             Each takes scratch memory of its own.
+        cuda_graph: whether calls go through CUDA graphs, captured at the second call with the same shapes: ``True``;
+            ``False``; or ``"auto"``, which follows what ``backend="fastest"`` measured, and otherwise captures where
+            all shapes are fixed and the results small. What cannot be captured runs without, or, with ``True``, is an
+            :class:`~torchtrt_bridge.errors.InvalidOption`.
+        max_graphs: for how many sets of shapes each context keeps a graph.
     """
 
     _artifact: Artifact | None
@@ -50,15 +56,19 @@ class TRTModule(nn.Module):
         device: torch.device | str | None = None,
         *,
         max_contexts: int = 8,
+        cuda_graph: bool | str = "auto",
+        max_graphs: int = 4,
         _artifact: Artifact | None = None,
         _caches: Sequence[torch.Tensor] = (),
     ):
         super().__init__()
         if type(max_contexts) is not int or max_contexts < 1:
             raise InvalidOption(f"max_contexts={max_contexts!r}: at least one execution context is needed.")
+        graphing.check_options(cuda_graph, max_graphs)
         self.training = False
         self._wanted_device = torch.device(device) if device is not None else None
         self._max_contexts = max_contexts
+        self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
         self._lock = threading.Lock()
         self._clear()
         if _artifact is not None:
@@ -105,6 +115,11 @@ class TRTModule(nn.Module):
         from ..report import Report
 
         return Report.from_dict(self._loaded().report)
+
+    @property
+    def cuda_graph(self) -> str:
+        """Whether calls go through CUDA graphs: ``"on"``, ``"off"``, or ``"off: "`` and why, where it was wanted."""
+        return graphing.state(self._execution)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -170,16 +185,28 @@ class TRTModule(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain data and tensors only, so that torch.load's weights_only takes it
-        return (TRTModule, (), {"state": self._tensors() if self._artifact is not None else {}})
+        state = {"state": self._tensors() if self._artifact is not None else {}, "cuda_graph": self._cuda_graph}
+        return (TRTModule, (), {**state, "max_graphs": self._max_graphs})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._cuda_graph = state.get("cuda_graph", "auto")
+        self._max_graphs = state.get("max_graphs", 4)
+        graphing.check_options(self._cuda_graph, self._max_graphs)
         if state["state"]:
             self._load(dict(state["state"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
-        caches = self._caches()
+        return self._like(self._artifact, copy.copy(self._caches()))
+
+    def _like(self, artifact: Artifact | None, caches: Sequence[torch.Tensor]) -> TRTModule:
+        """Another module of the same settings."""
         return TRTModule(
-            self._wanted_device, max_contexts=self._max_contexts, _artifact=self._artifact, _caches=copy.copy(caches)
+            self._wanted_device,
+            max_contexts=self._max_contexts,
+            cuda_graph=self._cuda_graph,
+            max_graphs=self._max_graphs,
+            _artifact=artifact,
+            _caches=caches,
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -243,6 +270,14 @@ class TRTModule(nn.Module):
         execution = self._execution or self._start()
         return execution([t.to(self._device) for t in tensors])
 
+    def run_settled(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """:meth:`run_flat` as later calls will find it: through the CUDA graph, where there is to be one."""
+        outputs = self.run_flat(tensors)
+        if self.cuda_graph == "on":
+            for _ in range(2):  # the first of them is captured
+                outputs = self.run_flat(tensors)
+        return outputs
+
     def set_report(self, report: Report) -> None:
         """Replace what :attr:`report` says."""
         self._artifact = dataclasses.replace(self._loaded(), report=report.to_dict())
@@ -268,12 +303,13 @@ class TRTModule(nn.Module):
         if wrong:
             raise InvalidFile(f"{wrong[0]!r} is no tensor; a saved TRTModule is a flat dict of tensors.")
         artifact, caches = from_tensors(tensors)
-        fresh = TRTModule(self._wanted_device, max_contexts=self._max_contexts, _artifact=artifact, _caches=caches)
+        fresh = self._like(artifact, caches)
         own = {key: value for key, value in fresh.__dict__.items() if key.startswith("_") and key in _OWN_STATE}
         self.__dict__.update(own)
 
     def _adopt(self, artifact: Artifact, caches: Sequence[torch.Tensor]) -> None:
         """Take ``artifact``; a plan is loaded at once if a GPU is here, so that what does not fit is said now."""
+        graphing.check_runtime(self._cuda_graph, artifact)
         self._artifact = artifact
         self._saved_caches = caches
         runtime = artifact.segments[0].runtime
@@ -350,7 +386,14 @@ class TRTModule(nn.Module):
             )
         kernels = self._saved_caches[0] if self._saved_caches else torch.empty(0, dtype=torch.uint8)
         return EngineExecution(
-            engine, segment.inputs, segment.outputs, self._check, kernels, self._max_contexts
+            engine,
+            segment.inputs,
+            segment.outputs,
+            self._check,
+            kernels,
+            self._max_contexts,
+            graphs=graphing.graphs(self._cuda_graph, self._max_graphs, artifact),
+            must_graph=self._cuda_graph is True,
         )
 
     def _checked(self, run: Execution) -> Execution:

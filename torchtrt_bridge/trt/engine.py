@@ -91,12 +91,17 @@ class Engine:
         self.inputs = [self._binding(name) for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self.outputs = [self._binding(name) for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
 
-    def create_context(self, kernels: torch.Tensor) -> Context:
+    def create_context(self, kernels: torch.Tensor, *, settled: bool = False) -> Context:
         """A new execution context whose scratch memory the caller provides.
 
-        ``kernels`` is a runtime cache saved earlier, or empty; one that does not fit this GPU is ignored.
+        ``kernels`` is a runtime cache saved earlier, or empty; one that does not fit this GPU is ignored. ``settled``:
+        once it ran, the context keeps its kernels, instead of swapping in better ones when they are compiled.
         """
         trt = self.flavor.trt
+        specialization = self._specialization
+        swaps = hasattr(trt, "DynamicShapesKernelSpecializationStrategy")
+        if settled and swaps and specialization in (None, "lazy"):
+            specialization = "eager"
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         cache: Any = None
         how: Any = strategy
@@ -104,9 +109,9 @@ class Engine:
             if self.flavor.has_runtime_config:
                 how = self.engine.create_runtime_config()
                 how.set_execution_context_allocation_strategy(strategy)
-                if self._specialization is not None:
+                if specialization is not None:
                     kinds = trt.DynamicShapesKernelSpecializationStrategy
-                    how.dynamic_shapes_kernel_specialization_strategy = getattr(kinds, self._specialization.upper())
+                    how.dynamic_shapes_kernel_specialization_strategy = getattr(kinds, specialization.upper())
                 if self.flavor.has_runtime_cache:
                     cache = how.create_runtime_cache()
                     if kernels.numel():

@@ -1,4 +1,5 @@
-"""The call path of an engine: shapes set when they change, addresses when they differ, enqueue.
+"""The call path of an engine: shapes set when they change, addresses when they differ, enqueue; or a CUDA graph, where
+there is one for the shapes (:mod:`.graphs`).
 
 One execution context serves one stream at a time. A stream keeps its context from call to call; at most
 ``max_contexts`` exist, and a stream that finds none free takes the one that was used longest ago, idle ones first.
@@ -6,6 +7,8 @@ One execution context serves one stream at a time. A stream keeps its context fr
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +16,12 @@ from typing import Any
 
 import torch
 
+from ..errors import InvalidOption
+from .cudart import GraphFailed
 from .engine import Binding, Context, Engine, order
+from .graphs import Graphs
+
+_log = logging.getLogger("torchtrt_bridge")
 
 _ALIGNMENT = 256  # of every address TensorRT is given; torch's allocator gives 512, views may have less
 
@@ -40,6 +48,9 @@ class Execution:
         check: called with inputs whose shapes, dtypes or device are not those of the call before. It raises for what
             does not fit, or returns the results where there is nothing to run (an empty batch), else None.
         max_contexts: most execution contexts alive at once; each has its own scratch memory.
+        graphs: for how many sets of shapes each context keeps a CUDA graph, captured at the second call with them; 0
+            for none.
+        must_graph: an engine that cannot be captured is an error, where it would run without a graph otherwise.
     """
 
     def __init__(
@@ -50,11 +61,18 @@ class Execution:
         check: Check,
         kernels: torch.Tensor,
         max_contexts: int,
+        *,
+        graphs: int = 0,
+        must_graph: bool = False,
     ):
         self.engine = engine
+        self._wanted = _Wanted(graphs, must_graph)
         self._index = engine.device.index or 0
         self._inputs = order(engine.inputs, inputs)
         self._outputs: list[Binding] = [b for b in order(engine.outputs, outputs) if b is not None]
+        host = [binding.name for binding in self._inputs if binding is not None and binding.on_host]
+        if graphs and host:
+            self._wanted.refuse(f"the input {host[0]!r} is read on the host, in every call")
         self._check = check
         self._kernels = kernels
         self._max_contexts = max_contexts
@@ -70,6 +88,16 @@ class Execution:
                 if slot.stream == stream:  # else another stream took it between the two lines above
                     return slot.run(tensors, stream)
 
+    @property
+    def graphs(self) -> int:
+        """For how many sets of shapes each context keeps a CUDA graph; 0 for none."""
+        return 0 if self.graph_refusal is not None else self._wanted.graphs
+
+    @property
+    def graph_refusal(self) -> str | None:
+        """Why there are no CUDA graphs although they were wanted; None where there are, may be, or were not wanted."""
+        return self._wanted.refusal
+
     def kernels(self) -> torch.Tensor:
         """The runtime cache to save: the fullest of the contexts', or the one that was given."""
         with self._lock:
@@ -79,7 +107,7 @@ class Execution:
         found = [self._kernels]
         for slot in self._slots.values():
             with slot.lock:
-                found.append(slot.context.kernels())
+                found.extend(context.kernels() for context in slot.contexts())
         return max(found, key=torch.Tensor.numel)
 
     def _take(self, stream: int) -> _Slot:
@@ -90,7 +118,7 @@ class Execution:
                 return slot
             if len(self._slots) < self._max_contexts:
                 context = self.engine.create_context(self._fullest_cache())
-                slot = _Slot(self.engine, context, self._inputs, self._outputs, self._check, stream)
+                slot = _Slot(self.engine, self._wanted, context, self._inputs, self._outputs, self._check, stream)
                 self._slots[stream] = slot
                 return slot
             device = self.engine.device
@@ -106,12 +134,32 @@ class Execution:
             return slot
 
 
+@dataclasses.dataclass
+class _Wanted:
+    """What an engine's contexts do about CUDA graphs: one answer for all of them."""
+
+    graphs: int
+    must: bool
+    refusal: str | None = None
+
+    def refuse(self, reason: str) -> None:
+        """Raises InvalidOption where a graph is a must."""
+        if self.must:
+            raise InvalidOption(
+                f"cuda_graph=True, but there can be no CUDA graph of this engine: {reason}. Use cuda_graph='auto',"
+                " which does without where it must."
+            )
+        _log.info("no CUDA graph: %s", reason)
+        self.refusal = reason
+
+
 class _Slot:
     """One execution context, the stream that it serves, and what is set on it."""
 
     def __init__(
         self,
         engine: Engine,
+        wanted: _Wanted,
         context: Context,
         inputs: list[Binding | None],
         outputs: list[Binding],
@@ -121,6 +169,7 @@ class _Slot:
         self.lock = threading.Lock()
         self.stream = stream
         self.used = time.monotonic()
+        self._wanted = wanted
         self._engine = engine
         self._device = engine.device
         self.context = context
@@ -129,6 +178,7 @@ class _Slot:
         self._outputs = outputs
         self._check = check
         self._known: list[tuple[torch.Size, torch.dtype]] = []
+        self._set: list[tuple[torch.Size, torch.dtype]] | None = None  # what the context is set to
         self._addresses: list[int] = [-1] * len(inputs)
         self._result_addresses: list[int] = [-1] * len(outputs)
         self._templates: list[tuple[str, torch.Tensor | None]] = []
@@ -138,12 +188,17 @@ class _Slot:
         self._no_address = self._nothing.data_ptr()  # for empty tensors, which have none
         self._host: dict[int, torch.Tensor] = {}
         self._reads_host = any(b is not None and b.on_host for b in inputs)
+        self._graphs: Graphs | None = None
+        if wanted.graphs and wanted.refusal is None:
+            self._graphs = Graphs(engine, inputs, outputs, context, wanted.graphs)
+
+    def contexts(self) -> list[Context]:
+        return [self.context, *(self._graphs.contexts() if self._graphs is not None else ())]
 
     def run(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The call path. What it does once per tensor is what costs; nothing here could have been done before."""
         self.used = time.monotonic()
-        known, addresses = self._known, self._addresses
-        copies = []  # copies made here must live until the work that reads them is enqueued
+        known = self._known
         try:
             fits = len(tensors) == len(known)
             for tensor, (shape, dtype) in zip(tensors, known):
@@ -156,7 +211,27 @@ class _Slot:
             empty = self._check(tensors)
             if empty is not None:
                 return empty
+            if self._graphs is not None:
+                self._graphs.turn_to(tensors)
+            if not self._reads_host:  # else what an input holds may change the shapes: they are set in every call
+                self._known = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if self._graphs is not None:
+            try:
+                results = self._graphs.run(tensors, stream, self._scratch)
+                if results is not None:
+                    return results
+            except GraphFailed as error:
+                self._graphs = None
+                self._wanted.refuse(str(error))
+        return self._enqueue(tensors, stream)
+
+    def _enqueue(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
+        """A call without a graph."""
+        if self._set is not self._known or self._reads_host:
             self._set_shapes(tensors)
+            self._set = self._known
+        addresses = self._addresses
+        copies = []  # copies made here must live until the work that reads them is enqueued
         for index, tensor in enumerate(tensors):
             address = tensor.data_ptr()
             if address != addresses[index] or not tensor.is_contiguous():
@@ -195,6 +270,8 @@ class _Slot:
     def give_to(self, stream: int, current: torch.cuda.Stream) -> None:
         """Serve another stream from now on; the memory in use belongs to it too."""
         self.stream = stream
+        if self._graphs is not None:
+            self._graphs.give_to(current)
         for tensor in (self._scratch, self._nothing):
             if tensor is not None:
                 tensor.record_stream(current)
@@ -217,8 +294,6 @@ class _Slot:
             self._scratch = torch.empty(max(needed, 1), dtype=torch.uint8, device=self._device)
             context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         self._templates = [(binding.name, self._template(binding)) for binding in self._outputs]
-        if not self._reads_host:  # else what an input holds may change the shapes: they are set in every call
-            self._known = [(tensor.shape, tensor.dtype) for tensor in tensors]
 
     def _template(self, binding: Binding) -> torch.Tensor | None:
         """One element that looks like a whole result: ``empty_like`` of it is the quickest way to the next one. None
