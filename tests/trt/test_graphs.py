@@ -1,5 +1,5 @@
 """CUDA graphs: which memory a replay reads and writes. A simulated driver stands for the GPU: it records what is
-enqueued while it captures, and a launch reads and writes the recorded addresses. ``test_graphs_gpu.py`` has the rest."""
+enqueued while it captures, and a launch reads and writes the recorded addresses. The rest is in test_graphs_gpu.py."""
 
 from __future__ import annotations
 
