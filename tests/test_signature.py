@@ -202,7 +202,8 @@ def test_a_flag_that_the_call_leaves_out_must_have_its_captured_value():
 
     x = torch.ones(2)
     assert signature(scale=1, flip=False).bind((x,), {}) == [x]
-    with pytest.raises(FixedArgumentChanged, match="'scale' was 2 .* leaves it out, and its default is 1. Give scale=2"):
+    leaves_out = "'scale' was 2 .* leaves it out, and its default is 1. Give scale=2"
+    with pytest.raises(FixedArgumentChanged, match=leaves_out):
         signature(scale=2).bind((x,), {})
     with pytest.raises(FixedArgumentChanged, match="'flip' was True"):
         signature(flip=True).bind((x,), {})

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import inspect
 import re
-import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +30,11 @@ from .errors import (
     PythonSideEffect,
     StateMutated,
 )
+from .export_lock import export_lock
 from .purity import Purity
 from .signature import Signature, TensorSpec, describe_parameters
 from .specialization import Guards, explain_specialization
 from .structure import Node, Unstorable, describe, rebuild
-
-_export_lock = threading.RLock()  # torch.export keeps process-wide state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ def capture(
     call = _Call(model, inputs)
     device = device_of(model, call.tensors)
     dynamic = DynamicShapes.parse(dynamic_shapes, dynamic_batch, call.names, call.tensors, tuple(call.nodes))
-    with _export_lock, reproducible(device):
+    with export_lock, reproducible(device):
         examples = tuple(_ordinary(resize(t, dynamic.example_shape(i))) for i, t in enumerate(call.tensors))
         purity = Purity(model)
         try:

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 
 from .casting import Caster, operator_name, retyped
 from .errors import InvalidOption, nearest
+from .export_lock import export_lock
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ALIASES = {
@@ -92,7 +93,11 @@ def cast_program(program: ExportedProgram, precision: Precision) -> CastResult:
     changed. The new one has the same placeholders, parameter names, dynamic shapes and result dtypes. Tensors that do
     not change are shared by both programs.
     """
-    folded = fold_batch_norm(program)
+    with export_lock:
+        return _cast(fold_batch_norm(program), precision)
+
+
+def _cast(folded: ExportedProgram, precision: Precision) -> CastResult:
     tensors = _constants(folded)
     caster = Caster(folded.graph, {name: tensor for name, (_, tensor) in tensors.items()}, precision.dtype)
     graph = caster.run()

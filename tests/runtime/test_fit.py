@@ -68,7 +68,9 @@ def test_another_flavour_names_both_and_the_package(gpu):
 
 @pytest.mark.parametrize("version", ["1.7.1.3", "1.5.0.1", "2.6.1.120", "11.6.1"])
 def test_another_version_names_both(gpu, version):
-    message = rf"built by tensorrt_rtx {version}; this process has 1\.6\.1\.120.*Install tensorrt-rtx=={version}.*rebuild"
+    message = (
+        rf"built by tensorrt_rtx {version}; this process has 1\.6\.1\.120.*Install tensorrt-rtx=={version}.*rebuild"
+    )
     with pytest.raises(EngineMismatch, match=message):
         check(tensorrt=version)
 
@@ -149,10 +151,10 @@ def test_no_byte_of_a_plan_that_does_not_fit_reaches_tensorrt(gpu, monkeypatch, 
 
     monkeypatch.setattr("torchtrt_bridge.trt.engine.Engine.__init__", deserialize)
     monkeypatch.setattr("torchtrt_bridge.trt.targets.installed", FakeFlavor)
-    for name, value in (("is_available", lambda: True), ("current_device", lambda: 0), ("is_initialized", lambda: True)):
-        monkeypatch.setattr(torch.cuda, name, value)
+    for name, value in (("is_available", True), ("current_device", 0), ("is_initialized", True)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     gpu(*here)
-    tensors = to_tensors(artifact(constants=(), provenance={**MADE, **made}))
+    tensors = to_tensors(artifact(provenance={**MADE, **made}))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: self)
     module = ttb.TRTModule()
     with pytest.raises(EngineMismatch, match=message):

@@ -21,8 +21,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from ..capture import _export_lock
 from ..errors import BackendUnavailable, ConversionFailed
+from ..export_lock import export_lock
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -45,7 +45,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     except ImportError as error:
         raise BackendUnavailable(f"The ONNX route needs onnxscript ({error}); pip install onnxscript.") from None
     try:
-        with _export_lock, torch.no_grad(), _quiet():
+        with export_lock, torch.no_grad(), _quiet():
             exported = torch.onnx.export(
                 _exportable(program),
                 (),
@@ -62,7 +62,8 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     model = exported.model
     model.doc_string = None
     _name_nodes(model)
-    for item in (model, model.graph, *model.graph.inputs, *model.graph.initializers.values()):
+    annotated: list[Any] = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
+    for item in annotated:
         item.metadata_props.clear()
     _check(model)
     return model
@@ -100,7 +101,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
 def _exportable(program: ExportedProgram) -> ExportedProgram:
     """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16, and
     without squeezes of dimensions that are not 1, which torch leaves alone and ONNX refuses."""
-    table = {}
+    table: dict[Any, Any] = {}
     for node in program.graph.nodes:
         if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16:
             table[node.target] = _NOT_IN_BF16[node.target]
@@ -138,7 +139,8 @@ def _name_nodes(model: ir.Model) -> None:
         count = taken[name] = taken.get(name, -1) + 1
         node.name = f"{name}.{count}" if count else name
         node.doc_string = None
-        for item in (node, *node.outputs):
+        annotated: list[Any] = [node, *node.outputs]
+        for item in annotated:
             item.metadata_props.clear()  # stack traces, among others: file names of the machine that exported
 
 
@@ -201,9 +203,11 @@ def _after_decomposition(program: ExportedProgram, operator: str) -> Node | None
     from torch._decomp import decomposition_table
 
     table = dict(torch.export.default_decompositions())
-    table.update({n.target: decomposition_table[n.target] for n in program.graph.nodes if n.target in decomposition_table})
+    used = {node.target for node in program.graph.nodes}
+    table.update({target: decomposition_table[target] for target in used if target in decomposition_table})
     try:
-        graph = program.run_decompositions(table).graph
+        with export_lock:
+            graph = program.run_decompositions(table).graph
     except Exception:  # this is a message's last detail, not worth another error
         return None
     return next((n for n in graph.nodes if str(n.target) == operator), None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +20,8 @@ from torch.utils import _pytree
 
 from ..backends.base import StoredProgram
 from ..errors import BackendUnavailable, ConversionFailed, InvalidFile, InvalidInput, StateMutated
+from ..export_lock import export_lock
 from .program_check import MissingOperators, Refused, checked
-
-_serde_lock = threading.Lock()  # torch's deserializer keeps the program at hand in a global
 
 
 def store(program: ExportedProgram) -> StoredProgram:
@@ -42,7 +40,7 @@ def store(program: ExportedProgram) -> StoredProgram:
     wanted = inspect.signature(serialize.serialize).parameters
     tensors = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")
     left_out: dict[str, Any] = {name: False for name in tensors if name in wanted}
-    with _serde_lock:
+    with export_lock:
         try:
             text = serialize.serialize(program, **left_out).exported_program
             document = checked(json.loads(text), schema.ExportedProgram)
@@ -89,7 +87,7 @@ def restore(stored: StoredProgram) -> ExportedProgram:
     inputs = sum("user_input" in spec or "constant_input" in spec for spec in signature["input_specs"])
     document["graph_module"]["module_call_graph"] = [_flat_call(inputs, len(signature["output_specs"]))]
     artifact = serialize.SerializedArtifact(json.dumps(document).encode(), state, constants, b"")  # type: ignore[arg-type]
-    with _serde_lock:
+    with export_lock:
         try:
             program = serialize.deserialize(artifact)
         except Exception as error:
