@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .backends.base import Artifact, Place
 from .capture import CapturedModel, capture
 from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
 from .options import BuildOptions
+from .origin import Origin
 from .precision import Precision
 from .progress import Stages
 from .report import Report
@@ -46,6 +47,7 @@ def compile(
     max_contexts: int = 8,
     cuda_graph: bool | str = "auto",
     max_graphs: int = 4,
+    attributes: Sequence[str] | None = None,
     **unknown: Any,
 ) -> TRTModule:
     """A drop-in module that runs ``model`` on TensorRT.
@@ -66,6 +68,8 @@ def compile(
         source: keep the captured program in the module and its file, so that :meth:`TRTModule.rebuild` can build it
             again for another TensorRT or GPU. Adds the model's size to the file.
         max_contexts, cuda_graph, max_graphs: see :class:`TRTModule`.
+        attributes: names of the model's attributes to copy, such as ``("config", "num_classes")``: plain data, which
+            is saved with the module. None means those that ``transformers`` and ``timm`` read, where there are any.
 
     Returns:
         An ``nn.Module`` with the model's call signature, results and dtypes.
@@ -84,7 +88,8 @@ def compile(
     options = Options.parse(precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        return make(captured, Place(wanted or captured.device), options, stages)
+        origin = Origin.of(model, attributes)
+        return make(captured, Place(wanted or captured.device), options, stages, origin)
 
 
 def build(
@@ -101,6 +106,7 @@ def build(
     max_contexts: int = 8,
     cuda_graph: bool | str = "auto",
     max_graphs: int = 4,
+    attributes: Sequence[str] | None = None,
     **unknown: Any,
 ) -> TRTModule:
     """Build the TensorRT engine for a GPU that this machine does not have, to be saved here and loaded there.
@@ -119,7 +125,8 @@ def build(
     options = Options.parse(precision, backend, build, False, source, max_contexts, cuda_graph, max_graphs)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages)
+        origin = Origin.of(model, attributes)
+        return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages, origin)
 
 
 def parse_device(device: Any) -> torch.device | None:
@@ -209,10 +216,11 @@ def ordinary_tensors() -> Iterator[None]:
         yield
 
 
-def make(captured: CapturedModel, place: Place, options: Options, stages: Stages) -> TRTModule:
+def make(captured: CapturedModel, place: Place, options: Options, stages: Stages, origin: Origin) -> TRTModule:
     """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
 
     def finish(artifact: Any) -> TRTModule:
+        artifact = dataclasses.replace(artifact, origin=origin)
         if options.source:
             from .runtime.program import store
 

@@ -87,12 +87,36 @@ class EngineMismatch(BridgeError):
     """An intact engine does not fit here: another TensorRT flavour or version, another GPU, or no GPU."""
 
 
+class NotTrainable(BridgeError, RuntimeError):
+    """A gradient was asked for through a compiled module, which has none."""
+
+
+class NotTraceable(BridgeError, RuntimeError):
+    """A tracer or transform (torch.jit, torch.export, torch.func) cannot see into a compiled module."""
+
+
+class NoLayers(BridgeError, AttributeError):
+    """A layer, parameter or method of the original model was asked for, or a new one set: there is one engine."""
+
+
+class UsedAfterFork(BridgeError, RuntimeError):
+    """A process forked from one that was using the GPU called a module that runs there."""
+
+
 class NotLoaded(BridgeError):
     """The module holds no engine yet."""
 
 
 class RunsOnCPU(UserWarning):
     """The compiled module runs on the CPU: TensorRT itself is not in use."""
+
+
+class StaysInEval(UserWarning):
+    """A compiled module was told to train; it computes what the model did in eval mode, and nothing else."""
+
+
+class MoveIgnored(UserWarning):
+    """A compiled module was moved to another dtype or memory format; those are fixed in its engine."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ def rebuild(
     options = Options.parse(artifact.precision, "auto", None, verify if target is None else False, True, 8)
     with Stages() as stages, ordinary_tensors():
         captured = _recapture(artifact, torch.device("cpu"))
-        return make(captured, Place(wanted, target), options, stages)
+        return make(captured, Place(wanted, target), options, stages, artifact.origin)
 
 
 def _recapture(artifact: Artifact, device: torch.device) -> CapturedModel:

@@ -8,6 +8,7 @@ inside a user's argument or result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -166,6 +167,10 @@ class Signature:
 
     def python_signature(self) -> inspect.Signature:
         """The original ``forward``'s signature, as :func:`inspect.signature` gave it."""
+        return self._python_signature
+
+    @functools.cached_property
+    def _python_signature(self) -> inspect.Signature:
         parameters = []
         for p in self.parameters:
             default: Any = inspect.Parameter.empty

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ..origin import Origin
 from ..signature import Signature
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Artifact:
     source: StoredProgram | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Origin = Origin()
 
 
 @dataclasses.dataclass(frozen=True)

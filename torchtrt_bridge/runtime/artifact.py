@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends.base import Artifact, Segment, StoredProgram
 from ..errors import InvalidFile
+from ..origin import Origin
 from ..signature import Signature
 from ..structure import leaves
 from ..version import __version__
@@ -64,6 +65,7 @@ def to_tensors(artifact: Artifact, runtime_caches: Sequence[bytes | torch.Tensor
         "package": __version__,
         "backend": artifact.backend,
         "precision": artifact.precision,
+        "origin": artifact.origin.to_dict(),
         "provenance": artifact.provenance,
         "report": artifact.report,
         "signature": artifact.signature.to_dict(),
@@ -116,6 +118,7 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
         source=source,
         provenance=fields["provenance"],
         report=fields["report"],
+        origin=Origin.from_dict(fields.get("origin", {})),
     )
     return artifact, tuple(caches)
 

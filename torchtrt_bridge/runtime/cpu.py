@@ -6,11 +6,35 @@ the cast program itself runs, in PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from ..errors import BackendUnavailable, ConversionFailed
+from .tracing import outside_dynamo
+
+
+class CheckedExecution:
+    """What runs on the CPU, with what stands before it. ``copied`` holds the inputs whose strides asked for a copy."""
+
+    def __init__(
+        self,
+        check: Callable[[Sequence[Any]], list[torch.Tensor] | None],
+        run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+    ):
+        self._check, self._run = check, run
+        self.copied: set[int] = set()
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return outside_dynamo(self._call, tensors)
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        empty = self._check(tensors)
+        if empty is not None:
+            return empty
+        self.copied.update(index for index, tensor in enumerate(tensors) if not tensor.is_contiguous())
+        return self._run([tensor.contiguous() for tensor in tensors])
 
 
 class OnnxExecution:
@@ -46,7 +70,7 @@ class OnnxExecution:
         self._outputs = list(outputs)
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        feed = {name: tensors[i].detach().contiguous().numpy() for i, name in self._inputs}
+        feed = {name: tensors[i].detach().numpy() for i, name in self._inputs}
         try:
             results = self._session.run(self._outputs, feed)
         except Exception as error:

@@ -34,6 +34,7 @@ _FIELDS = {
     "tensors": dict,
     "digest": str,
 }
+_OPTIONAL = {"origin": dict}  # files of earlier versions lack it
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "Fetch or copy the file again, or compile and save the model again."
 
@@ -100,9 +101,9 @@ def _check_version(data: Mapping[str, Any]) -> None:
 
 
 def _check_fields(data: Mapping[str, Any]) -> None:
-    if set(data) != set(_FIELDS):
-        raise _wrong(f"the fields {', '.join(sorted(set(data) ^ set(_FIELDS)))[:200]}")
-    for name, cls in _FIELDS.items():
+    if strange := set(_FIELDS) ^ (set(data) - set(_OPTIONAL)):
+        raise _wrong(f"the fields {', '.join(sorted(strange))[:200]}")
+    for name, cls in {**_FIELDS, **{name: cls for name, cls in _OPTIONAL.items() if name in data}}.items():
         if type(data[name]) is not cls:
             raise _wrong(f"{name}, a {type(data[name]).__name__}")
     if not data["segments"]:

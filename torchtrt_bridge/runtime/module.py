@@ -1,4 +1,8 @@
-"""TRTModule: the drop-in module that runs an ``Artifact`` (see :mod:`..backends.base`), saves it and loads it."""
+"""TRTModule: the drop-in module that runs an ``Artifact`` (see :mod:`..backends.base`), saves it and loads it.
+
+How it takes moves, forks, gradients, tracers and questions about layers is in the files beside this one; what people
+do to modules, and what comes of it, is the table of ``docs/dropin.md``.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,37 @@ import dataclasses
 import html
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from .. import attributes
 from ..errors import (
     DeviceMismatch,
     EngineMismatch,
-    InputOutOfProfile,
     InvalidFile,
-    InvalidInput,
     InvalidOption,
+    MoveIgnored,
     NotLoaded,
+    StaysInEval,
 )
-from . import graphing
+from . import forks, gradients, graphing, moves, tracing
+from .checking import InputCheck
+from .forwarding import InstanceSignature, OwnSignature
+from .layers import OneEngine
 
 if TYPE_CHECKING:
     from ..backends.base import Artifact
     from ..report import Report
-    from ..signature import Signature, TensorSpec
+    from ..signature import Signature
 
 Execution = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
-class TRTModule(nn.Module):
+class TRTModule(OneEngine):
     """A compiled model. It is called as the model was, and returns what the model did.
 
     Made by :func:`torchtrt_bridge.compile`; an empty one, ``TRTModule()``, takes its engine from
@@ -50,6 +59,9 @@ class TRTModule(nn.Module):
     """
 
     _artifact: Artifact | None
+    _execution: Execution | None
+    _saved_caches: Sequence[torch.Tensor]
+    __signature__ = InstanceSignature()
 
     def __init__(
         self,
@@ -70,12 +82,15 @@ class TRTModule(nn.Module):
         self._max_contexts = max_contexts
         self._cuda_graph, self._max_graphs = cuda_graph, max_graphs
         self._lock = threading.Lock()
+        self._said: set[type] = set()
         self._clear()
+        forks.follow(self)
         if _artifact is not None:
             self._adopt(_artifact, _caches)
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
+    @OwnSignature
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Arguments and result have the structure, dtypes and device of the model that was compiled.
 
@@ -84,15 +99,45 @@ class TRTModule(nn.Module):
             FixedArgumentChanged: another value for a flag that the capture fixed.
             DeviceMismatch, InvalidInput: another device, dtype, rank or structure.
             NotLoaded, EngineMismatch: there is no engine yet, or it cannot run here.
+            NotTraceable, UsedAfterFork: a tracer, or a forked process, is at work.
         """
         tensors = args if len(args) == self._plain and not kwargs else self._bind(args, kwargs)
-        outputs = (self._execution or self._start())(tensors)
+        for tensor in tensors:
+            if type(tensor) is not torch.Tensor:
+                proxy = tracing.proxy_among(tensors)
+                if proxy is not None:
+                    return tracing.as_leaf(proxy, self, args, kwargs)
+                tensors = tracing.plain(tensors)
+                break
+        try:
+            outputs = (self._execution or self._start())(tensors)
+        except RuntimeError:
+            tracing.explain(tensors)
+            raise
+        if torch.is_grad_enabled() and gradients.needed(tensors):
+            outputs = gradients.refused(tensors, outputs)
         return outputs[0] if self._single else self._assemble(outputs, tensors)
+
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        tracing.refuse("torch.jit.trace", " Trace the original model; save_onnx() writes what was compiled.")
+
+    def __prepare_scriptable__(self) -> Any:
+        tracing.refuse("torch.jit.script")
 
     @property
     def device(self) -> torch.device:
-        """Where the module runs."""
+        """Where the module runs, as ``next(model.parameters()).device`` says of a model."""
         return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the original model's parameters, as ``next(model.parameters()).dtype`` says of a model."""
+        artifact = self._artifact
+        if artifact is None:
+            return torch.get_default_dtype()
+        specs = (*artifact.signature.inputs, *artifact.signature.outputs)
+        named = artifact.origin.dtype or next((s.dtype for s in specs if s.torch_dtype.is_floating_point), "float32")
+        return getattr(torch, named)
 
     @property
     def signature(self) -> Signature:
@@ -114,7 +159,27 @@ class TRTModule(nn.Module):
         """How the module was made and how it compared with the eager model."""
         from ..report import Report
 
-        return Report.from_dict(self._loaded().report)
+        report = Report.from_dict(self._loaded().report)
+        copied = sorted(getattr(self._execution, "copied", ()))
+        names = ", ".join(repr(self.signature.inputs[index].name) for index in copied)
+        if names:
+            note = f"{names} came with other strides than contiguous ones, and is copied once in every such call"
+            report = dataclasses.replace(report, notes=(*report.notes, note))
+        return report
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether ``model`` has the weights that this module was built from: names, dtypes, shapes and bytes of its
+        parameters and buffers, on any device. A model that was trained further has not.
+
+        Raises:
+            EngineMismatch: the module was saved by a version that kept no digest.
+        """
+        from ..origin import digest
+
+        own = self._loaded().origin.weights
+        if not own:
+            raise EngineMismatch("This module was saved without a digest of its weights. Compile the model again.")
+        return (model._loaded().origin.weights if isinstance(model, TRTModule) else digest(model)) == own
 
     @property
     def cuda_graph(self) -> str:
@@ -196,18 +261,31 @@ class TRTModule(nn.Module):
             self._load(dict(state["state"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
-        return self._like(self._artifact, copy.copy(self._caches()))
+        clone = self._like(self._artifact, self._caches(), self._wanted_device)
+        memo[id(self)] = clone
+        made_anew = (_OF_THE_ENGINE | _OF_THE_INSTANCE) - {"_attributes"}
+        hooks_and_more = {key: value for key, value in self.__dict__.items() if key not in made_anew}
+        clone.__dict__.update(copy.deepcopy(hooks_and_more, memo))
+        return clone
 
-    def _like(self, artifact: Artifact | None, caches: Sequence[torch.Tensor]) -> TRTModule:
+    def _like(
+        self, artifact: Artifact | None, caches: Sequence[torch.Tensor], device: torch.device | None
+    ) -> TRTModule:
         """Another module of the same settings."""
         return TRTModule(
-            self._wanted_device,
+            device,
             max_contexts=self._max_contexts,
             cuda_graph=self._cuda_graph,
             max_graphs=self._max_graphs,
             _artifact=artifact,
             _caches=caches,
         )
+
+    def __copy__(self) -> TRTModule:
+        clone = TRTModule.__new__(TRTModule)
+        clone.__dict__.update(self.__dict__)
+        forks.follow(clone)
+        return clone
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._artifact is not None:
@@ -227,8 +305,58 @@ class TRTModule(nn.Module):
         if "manifest" not in own:
             missing_keys.append(prefix + "manifest")
             unexpected_keys.extend(prefix + name for name in own)
+            if own:  # with strict=False, torch would say nothing of weights that go nowhere
+                error_msgs.append(
+                    f"{next(iter(own))!r} is no part of a compiled module, whose weights are fixed in its engine: load"
+                    " the weights into the original model, and compile that."
+                )
             return
         self._load(own)
+
+    # -- a module among modules ----------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TRTModule:
+        """What to(), cuda(), cpu(), half() and the like come down to, also on a module around this one."""
+        move = moves.wanted(fn, self._device, self.dtype)
+        if move.ignored:
+            self._say(
+                MoveIgnored,
+                f"a compiled module stays as it is under {move.ignored}: dtypes and layouts are fixed in its engine."
+                " Convert the original model and compile it again, or give compile() another precision.",
+            )
+        if move.device is not None:
+            self._move(move.device)
+        return self
+
+    def train(self, mode: bool = True) -> TRTModule:
+        """Accepted, and said once: what was compiled is the model in eval mode."""
+        if mode:
+            self._say(StaysInEval, "a compiled module cannot train; it computes what the model did in eval mode.")
+        return self
+
+    def _replicate_for_data_parallel(self) -> TRTModule:
+        raise DeviceMismatch(
+            f"A compiled module runs on one device, {self._device}, and DataParallel over several wants copies on each."
+            " Give DataParallel that one device (device_ids=[...]), or load the module once per device and process."
+        )
+
+    def _say(self, category: type[Warning], message: str) -> None:
+        if category not in self._said:
+            self._said.add(category)
+            warnings.warn(message, category, stacklevel=3)
+
+    def _move(self, device: torch.device) -> None:
+        """Run on ``device`` from now on. A plan that is moved to the CPU waits there, without memory on the GPU."""
+        if device.type not in ("cpu", "cuda"):
+            raise DeviceMismatch(f"A compiled module runs on 'cuda' or 'cpu'; it was moved to {str(device)!r}.")
+        if self._artifact is not None and device.type == "cuda":
+            self._take_over(self._like(self._artifact, self._caches(), device))
+        elif self._artifact is not None:
+            with self._lock:
+                self._saved_caches = self._caches()
+                self._execution = None
+            self._settle(device)
+        self._device = self._wanted_device = device
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
@@ -286,14 +414,16 @@ class TRTModule(nn.Module):
 
     def _clear(self) -> None:
         self._artifact = None
-        self._execution: Execution | None = None
-        self._saved_caches: Sequence[torch.Tensor] = ()
+        self._execution = None
+        self._saved_caches = ()
         self._constants: tuple[torch.Tensor, ...] = ()
         self._plain = -1
         self._single = False
         self._names: tuple[str, ...] = ()
-        self._specs: tuple[TensorSpec, ...] = ()
         self._device = self._wanted_device or torch.device("cpu")
+        self._check: InputCheck | None = None
+        self._attributes = {}
+        self._forward: Any = TRTModule.forward
 
     def _load(self, tensors: Mapping[str, Any]) -> None:
         """Replace everything by what ``tensors`` hold; on any error the module stays as it was."""
@@ -303,9 +433,10 @@ class TRTModule(nn.Module):
         if wrong:
             raise InvalidFile(f"{wrong[0]!r} is no tensor; a saved TRTModule is a flat dict of tensors.")
         artifact, caches = from_tensors(tensors)
-        fresh = self._like(artifact, caches)
-        own = {key: value for key, value in fresh.__dict__.items() if key.startswith("_") and key in _OWN_STATE}
-        self.__dict__.update(own)
+        self._take_over(self._like(artifact, caches, self._wanted_device))
+
+    def _take_over(self, other: TRTModule) -> None:
+        self.__dict__.update({key: value for key, value in other.__dict__.items() if key in _OF_THE_ENGINE})
 
     def _adopt(self, artifact: Artifact, caches: Sequence[torch.Tensor]) -> None:
         """Take ``artifact``; a plan is loaded at once if a GPU is here, so that what does not fit is said now."""
@@ -313,15 +444,21 @@ class TRTModule(nn.Module):
         self._artifact = artifact
         self._saved_caches = caches
         runtime = artifact.segments[0].runtime
-        names = artifact.signature.plain_names()
-        self._specs = artifact.signature.inputs
-        self._plain = len(self._specs) if names == artifact.signature.leading_names(len(self._specs)) else -1
+        names, count = artifact.signature.plain_names(), len(artifact.signature.inputs)
+        self._plain = count if names == artifact.signature.leading_names(count) else -1
         self._names = names or ()
         self._single = artifact.signature.result == {"leaf": {"output": 0}}
-        self._device = self._place(runtime)
-        self._constants = tuple(t.to(self._device) for t in artifact.constants)
+        self._attributes = attributes.restore(artifact.origin.attributes)
+        self._forward = _own_forward.for_signature(artifact.signature)
+        self._settle(self._place(runtime))
+        tracing.keep_dynamo_out()
         if runtime == "tensorrt" and self._device.type == "cuda":
             self._start()
+
+    def _settle(self, device: torch.device) -> None:
+        self._device = device
+        self._constants = tuple(t.to(device) for t in self._loaded().constants)
+        self._check = InputCheck(self._loaded().signature, device)
 
     def _place(self, runtime: str) -> torch.device:
         wanted = self._wanted_device
@@ -336,30 +473,38 @@ class TRTModule(nn.Module):
             if not torch.cuda.is_available():
                 raise EngineMismatch(f"device={wanted} was asked for, but torch finds no CUDA device here.")
             return torch.device("cuda", wanted.index if wanted.index is not None else torch.cuda.current_device())
-        if torch.cuda.is_available():
+        if wanted is None and torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")  # a plan without a GPU can be held, shown and saved, not run
+        return torch.device("cpu")  # there a plan can be held, shown and saved, not run
 
     def _start(self) -> Execution:
         """Make what runs the artifact. Once; other threads wait."""
         artifact = self._loaded()
-        with self._lock:
-            if self._execution is None:
-                self._execution = self._make_execution(artifact)
-            return self._execution
+        with self._lock, torch.inference_mode(False):
+            execution = self._execution
+            if execution is None:
+                execution = self._execution = self._make_execution(artifact)
+            return execution
 
     def _make_execution(self, artifact: Artifact) -> Execution:
         segment = artifact.segments[0]
+        assert self._check is not None
         if segment.runtime == "torch":
+            from .cpu import CheckedExecution
             from .program import restore, run_callable
 
             assert segment.program is not None
-            return self._checked(run_callable(restore(segment.program)))
+            return CheckedExecution(self._check, run_callable(restore(segment.program)))
         assert segment.engine is not None
         if segment.runtime == "onnxruntime":
-            from .cpu import OnnxExecution
+            from .cpu import CheckedExecution, OnnxExecution
 
-            return self._checked(OnnxExecution(segment.engine, segment.inputs, segment.outputs))
+            return CheckedExecution(self._check, OnnxExecution(segment.engine, segment.inputs, segment.outputs))
+        if self._device.type != "cuda" and torch.cuda.is_available():
+            raise DeviceMismatch(
+                "The module was moved to the CPU, where a TensorRT plan waits and does not run. Move it back with"
+                " .cuda() before calling it."
+            )
         if self._device.type != "cuda":
             made = artifact.provenance
             raise EngineMismatch(
@@ -371,6 +516,7 @@ class TRTModule(nn.Module):
         from ..trt.targets import installed
         from . import fit
 
+        forks.check_gpu()
         fit.check(artifact.provenance, installed(), self._device)
         made = artifact.provenance
         engine = Engine(
@@ -396,9 +542,6 @@ class TRTModule(nn.Module):
             must_graph=self._cuda_graph is True,
         )
 
-    def _checked(self, run: Execution) -> Execution:
-        return lambda tensors: self._check(tensors) or run(tensors)
-
     def _loaded(self) -> Artifact:
         if self._artifact is None:
             raise NotLoaded("This TRTModule is empty; fill it with load_state_dict(torch.load(path)) first.")
@@ -412,7 +555,10 @@ class TRTModule(nn.Module):
     def _tensors(self) -> dict[str, torch.Tensor]:
         from .artifact import to_tensors
 
-        return to_tensors(self._loaded(), self._caches())
+        artifact = self._loaded()
+        nodes = {name: attributes.to_node(value, name) for name, value in self._attributes.items()}  # as they are now
+        origin = dataclasses.replace(artifact.origin, attributes=nodes)
+        return to_tensors(dataclasses.replace(artifact, origin=origin), self._caches())
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """The flat inputs of a call that is not simply one tensor per captured argument, in order."""
@@ -422,87 +568,21 @@ class TRTModule(nn.Module):
                 return [*args, *[kwargs[name] for name in names[len(args) :]]]
             except KeyError:
                 pass
+        proxy = tracing.proxy_among((args, kwargs))
+        if proxy is not None:
+            return [proxy]
         return self._loaded().signature.bind(args, kwargs)
-
-    def _check_types(self, tensors: Sequence[Any]) -> None:
-        for spec, value in zip(self._specs, tensors):
-            if not isinstance(value, torch.Tensor):
-                raise InvalidInput(
-                    f"The input {spec.name!r} is a {type(value).__name__}; the module was compiled with a tensor"
-                    f" ({spec!r})."
-                )
-
-    def _check(self, tensors: Sequence[Any]) -> list[torch.Tensor] | None:
-        """Compare a call's inputs with the signature. Returns the results where an input is empty and they are empty
-        too: there is nothing to run, and TensorRT has no size 0."""
-        self._check_types(tensors)
-        sizes: dict[str, int] = {}
-        for spec, tensor in zip(self._specs, tensors):
-            shape = tensor.shape
-            if tensor.dtype != spec.torch_dtype:
-                raise InvalidInput(
-                    f"The input {spec.name!r} is {str(tensor.dtype).removeprefix('torch.')}; the module was compiled"
-                    f" with {spec!r}. Convert it with .to(torch.{spec.dtype}), or compile again."
-                )
-            if tensor.device != self._device:
-                raise DeviceMismatch(
-                    f"The input {spec.name!r} is on {tensor.device}; the module runs on {self._device}."
-                    f" Move the input with .to({str(self._device)!r})."
-                )
-            if len(shape) != len(spec.shape):
-                raise InvalidInput(
-                    f"The input {spec.name!r} has {len(shape)} dimensions, shape {tuple(shape)}; the module was"
-                    f" compiled with {spec!r}."
-                )
-            for axis, (size, wanted) in enumerate(zip(shape, spec.shape)):
-                self._check_size(spec, shape, axis, size, wanted, sizes)
-        return self._empty_results(sizes) if any(not t.numel() for t in tensors) else None
-
-    def _check_size(
-        self, spec: TensorSpec, shape: torch.Size, axis: int, size: int, wanted: int | str, sizes: dict[str, int]
-    ) -> None:
-        if isinstance(wanted, int):
-            if size != wanted:
-                raise InputOutOfProfile(
-                    f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} must be {wanted}. The module was"
-                    f" compiled with {spec!r}; make the axis dynamic with dynamic_shapes=... to allow other sizes."
-                )
-            return
-        dim = self._loaded().signature.dims[wanted]
-        if not dim.min <= size <= dim.max:
-            raise InputOutOfProfile(
-                f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} ({wanted}) must be {dim.min} to"
-                f" {dim.max}. Compile again with a wider range, or split the input."
-            )
-        if sizes.setdefault(wanted, size) != size:
-            raise InputOutOfProfile(
-                f"The input {spec.name!r} has shape {tuple(shape)}; axis {axis} ({wanted}) must equal the other"
-                f" inputs' {wanted}, which is {sizes[wanted]}."
-            )
-
-    def _empty_results(self, sizes: Mapping[str, int]) -> list[torch.Tensor] | None:
-        from ..dynamic import shapes_for
-
-        outputs = self._loaded().signature.outputs
-        known = [spec for spec in outputs if "?" not in spec.shape]
-        results = [
-            torch.empty(shape, dtype=spec.torch_dtype, device=self._device)
-            for spec, shape in zip(known, shapes_for(known, sizes))
-        ]
-        if len(known) == len(outputs) and not any(result.numel() for result in results):
-            return results
-        if self._device.type != "cuda":
-            return None
-        raise InputOutOfProfile(
-            "An input is empty and a result would not be; TensorRT cannot compute that. Give at least one item."
-        )
 
     def _assemble(self, outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> Any:
         return self._loaded().signature.assemble(outputs, tensors, self._constants)
 
 
-_OWN_STATE = frozenset(
-    "_artifact _execution _saved_caches _constants _plain _single _names _specs _device".split()
+_own_forward: OwnSignature = vars(TRTModule)["forward"]
+_OF_THE_ENGINE = frozenset(
+    "_artifact _execution _saved_caches _constants _plain _single _names _device _check _attributes _forward".split()
+)
+_OF_THE_INSTANCE = frozenset(
+    "_wanted_device _max_contexts _cuda_graph _max_graphs _lock _said _compiled_call_impl".split()
 )
 
 

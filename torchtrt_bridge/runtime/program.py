@@ -7,9 +7,10 @@ Only its JSON is used: tensors stay tensors, example inputs and the tree of argu
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ class FlatProgram:
         values = list(self._bound)
         for slot, value in zip(self._slots, inputs):
             values[slot] = value
-        result = self._graph.forward(*values)
+        with torch.no_grad(), _without_autocast():
+            result = self._graph.forward(*values)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> FlatProgram:
@@ -129,6 +131,16 @@ class FlatProgram:
         target = torch.device(device)
         moved = self.map(lambda tensor: tensor.to(target))
         return FlatProgram(_on_device(self._graph, target), moved._bound, self._slots)
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """The caller's autocast does not change dtypes that are written into the graph."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def run_callable(program: ExportedProgram) -> FlatProgram:

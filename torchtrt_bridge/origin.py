@@ -1,0 +1,79 @@
+"""What a compiled module remembers of the model that it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attributes import checked, collect
+from .errors import InvalidFile
+from .runtime.contents import contents
+from .structure import Node
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """``dtype`` is that of the model's first floating-point parameter (``"float32"``), ``weights`` a digest of its
+    parameters and buffers (see :func:`digest`); both are ``""`` where they are not known. ``attributes`` are the
+    copied ones, as nodes of :mod:`.attributes`."""
+
+    dtype: str = ""
+    weights: str = ""
+    attributes: Mapping[str, Node] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, attributes: Sequence[str] | None) -> Origin:
+        """See :func:`.attributes.collect` for the arguments, and for what is raised."""
+        copied = collect(model, attributes)
+        floating = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+        dtype = next(floating, None)
+        return cls("" if dtype is None else str(dtype).removeprefix("torch."), digest(model), copied)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {"dtype": self.dtype, "weights": self.weights, "attributes": dict(self.attributes)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Origin:
+        """The origin that :meth:`to_dict` wrote; an empty one where a file has none.
+
+        Raises:
+            InvalidFile: the data is not what :meth:`to_dict` writes.
+        """
+        if not data:
+            return cls()
+        dtype, weights = data.get("dtype"), data.get("weights")
+        known = dtype == "" or (type(dtype) is str and isinstance(vars(torch).get(dtype), torch.dtype))
+        if set(data) != {"dtype", "weights", "attributes"} or not known or type(dtype) is not str:
+            raise InvalidFile(f"What the saved module says of its model is damaged: dtype {str(dtype)[:40]!r}.")
+        if type(weights) is not str or not re.fullmatch(r"([0-9a-f]{64})?", weights):
+            raise InvalidFile("What the saved module says of its model is damaged: the digest of its weights is none.")
+        return cls(dtype, weights, checked(data["attributes"]))
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of a model's parameters and buffers, wherever they are.
+
+    What the model computes depends on more (its code, plain attributes); that is not in it.
+    """
+    whole = hashlib.sha256()
+    known: dict[int, str] = {}  # tied weights are read once
+    for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
+        for name, tensor in sorted(named(remove_duplicate=False), key=lambda pair: pair[0]):
+            if id(tensor) not in known:
+                known[id(tensor)] = hashlib.sha256(contents(_dense(tensor))).hexdigest()
+            whole.update(f"{kind} {name} {tensor.dtype} {list(tensor.shape)} {known[id(tensor)]}\n".encode())
+    return whole.hexdigest()
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
