@@ -20,6 +20,8 @@ setup(
     packages=[
         "torchtrt_bridge",
         "torchtrt_bridge.backends",
+        "torchtrt_bridge.compat",
+        "torchtrt_bridge.compat.torch2trt",
         "torchtrt_bridge.converters",
         "torchtrt_bridge.runtime",
         "torchtrt_bridge.trt",
@@ -32,6 +34,7 @@ setup(
         "onnx-ir>=0.1.12",
         "onnxruntime>=1.23",
         "onnxscript>=0.5.6",
+        "packaging",
         "rich>=13",
         "safetensors>=0.5",
     ],

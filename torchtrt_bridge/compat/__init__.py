@@ -1,0 +1,1 @@
+"""APIs of other packages on top of this one."""
