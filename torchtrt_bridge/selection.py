@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .backends.base import Artifact, Backend, Place
 from .backends.onnx import OnnxBackend
+from .backends.torch2trt import Torch2TrtBackend
 from .errors import BridgeError, ConversionFailed, InvalidOption, nearest
 from .progress import Stages
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .precision import Precision
     from .runtime.module import TRTModule
 
-BACKENDS: tuple[Backend, ...] = (OnnxBackend(),)
+BACKENDS: tuple[Backend, ...] = (OnnxBackend(), Torch2TrtBackend())
 """In the order in which ``backend="auto"`` tries them."""
 
 

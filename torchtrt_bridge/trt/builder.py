@@ -53,8 +53,11 @@ def build_plan(
         typed = bound.has_strongly_typed_flag
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0)
         # The network's weights are the parser's, or the caller's: all three live until the plan is there.
-        parser = trt.OnnxParser(network, bound.logger)
-        _parse(request, bound, parser, messages)
+        if callable(request.model):
+            parser = request.model(trt, network)
+        else:
+            parser = trt.OnnxParser(network, bound.logger)
+            _parse(request, bound, parser, messages)
         if request.decomposable_attention and bound.has_attention_layer:
             _make_attention_decomposable(trt, network)
         config = builder.create_builder_config()

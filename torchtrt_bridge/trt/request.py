@@ -31,7 +31,8 @@ class Request:
     """One engine to build.
 
     Args:
-        model: an ONNX model: the path of a file, with external data beside it, or its bytes.
+        model: an ONNX model: the path of a file, with external data beside it, or its bytes. Or, in this process only,
+            a function of TensorRT's module and an empty network that fills it; what it returns lives as long as both.
         profile: the range of each input that has a dynamic size: ``{name: (min shape, opt shape, max shape)}``.
         initializers: the weights that bytes leave out. In the model, each has its name, dtype and dims, and either no
             data or a reference to external data (which is not read).
@@ -43,7 +44,7 @@ class Request:
             :class:`torchtrt_bridge.options.BuildOptions`.
     """
 
-    model: str | os.PathLike[str] | bytes | bytearray | memoryview = dataclasses.field(repr=False)
+    model: str | os.PathLike[str] | bytes | bytearray | memoryview | Callable[[Any, Any], Any] = dataclasses.field(repr=False)
     profile: Mapping[str, tuple[Shape, Shape, Shape]] = dataclasses.field(default_factory=dict)
     initializers: tuple[Initializer, ...] = dataclasses.field(default=(), repr=False)
     target: str | None = None
