@@ -1,4 +1,4 @@
-"""The torch2trt route: the eager model, traced by the converters of the user's installed torch2trt -> TensorRT's builder.
+"""The torch2trt route: the eager model -> the converters of the user's installed torch2trt -> TensorRT's builder.
 
 Whole models only: a converter answers for a function of torch or a module, which a captured graph no longer has. It
 makes plans only, so it has nothing for the CPU.
@@ -63,8 +63,8 @@ class Torch2TrtBackend:
         bound = installed()
         if build.kernel_specialization is not None and not bound.has_runtime_config:
             raise InvalidOption(
-                f"kernel_specialization: TensorRT's flavour {bound.name!r} ({bound.version}) chooses its kernels when it"
-                " builds; leave it out."
+                f"kernel_specialization: TensorRT's flavour {bound.name!r} ({bound.version}) chooses its kernels when"
+                " it builds; leave it out."
             )
         wanted = {field.name for field in dataclasses.fields(Request)}
         settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name in wanted}
@@ -72,7 +72,7 @@ class Torch2TrtBackend:
         with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
             plan = build_plan(
                 Request(
-                    model=maker,
+                    fill=maker,
                     profile=_profile(captured.signature),
                     target=None if place.target in (None, "portable") else place.target,
                     **settings,
@@ -82,8 +82,9 @@ class Torch2TrtBackend:
             )
         signature = captured.signature
         engine = torch.frombuffer(plan.data, dtype=torch.uint8)
+        names = tuple(input_names(signature)), tuple(output_names(signature))
         return Artifact(
-            segments=(Segment("tensorrt", tuple(input_names(signature)), tuple(output_names(signature)), engine=engine),),
+            segments=(Segment("tensorrt", *names, engine=engine),),
             signature=signature,
             backend=self.name,
             precision=precision.name,
@@ -133,7 +134,7 @@ class _Maker:
             _mark(trt, network, tensor, example.dtype, name, spec)
         if self._precision.name != "fp32":
             what = " and ".join(f"{kind}s" for kind in sorted(filled.lowered)) or "nothing"
-            self.notes.append(f"torch2trt's layers: {what} in {self._precision.name}, the rest in the model's own dtype")
+            self.notes.append(f"torch2trt's layers: {what} in {self._precision}, the rest in the model's own dtype")
         return filled
 
 

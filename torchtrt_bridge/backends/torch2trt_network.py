@@ -21,8 +21,8 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class Network:
     """``network``, TensorRT's, with a ``precision``: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
 
-    ``constants`` are the names of the tensors that are constants. Weights are read when the engine is built: this object
-    must live until then.
+    ``constants`` are the names of the tensors that are constants. Weights are read when the engine is built, so this
+    object must live until then.
     """
 
     def __init__(self, trt: Any, network: Any, precision: str):
@@ -63,7 +63,9 @@ class Network:
     def add_pooling(self, input: Any, type: Any, window_size: Any) -> Any:
         return self.add_pooling_nd(input, type, window_size)
 
-    def add_convolution(self, input: Any, num_output_maps: int, kernel_shape: Any, kernel: Any, bias: Any = None) -> Any:
+    def add_convolution(
+        self, input: Any, num_output_maps: int, kernel_shape: Any, kernel: Any, bias: Any = None
+    ) -> Any:
         return self.add_convolution_nd(input, num_output_maps, kernel_shape, kernel, bias)
 
     def add_deconvolution(
@@ -118,7 +120,8 @@ class Network:
     def _weighted(self, method: str, input: Any, maps: int, window: Any, kernel: Any, bias: Any) -> Any:
         low = self._low(input)
         absent = self.trt.Weights(input.dtype if low is None else low)
-        weights = [absent if w is None else self._held(w, None if low is None else self._precision) for w in (kernel, bias)]
+        precision = None if low is None else self._precision
+        weights = [absent if weight is None else self._held(weight, precision) for weight in (kernel, bias)]
         source = input if low is None else self._cast(input, low)
         layer = getattr(self.real, method)(source, maps, _plain(window), *weights)
         if layer is None:

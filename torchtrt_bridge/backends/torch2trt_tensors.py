@@ -2,9 +2,9 @@
 
 torch2trt keeps the TensorRT tensor as an attribute ``_trt`` of the torch tensor, and takes a torch tensor without one
 for a constant. So an operator without a converter turns what depends on the input into a constant, silently; and the
-attribute stays on the user's parameters. Here ``_trt`` is a property of ``torch.Tensor`` for the time of the trace: it
-keeps nothing on any tensor, is seen by one thread only, and knows by watching every operator which tensors depend on the
-inputs. What depends on them and is asked for as a constant is an UnsupportedLayer that names the operator and the module.
+attribute stays on the user's parameters. Here ``_trt`` is a property of ``torch.Tensor`` for the time of the trace. It
+keeps nothing on any tensor, is seen by one thread only, and knows, by watching every operator, which tensors depend on
+the inputs. One that does and is asked for as a constant is an UnsupportedLayer that names the operator and the module.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tensors(TorchDispatchMode):
         self._dynamic = dynamic
         self._thread = threading.get_ident()
         self._held: Any = WeakIdKeyDictionary()  # tensor -> TensorRT's tensor
-        self._origin: Any = WeakIdKeyDictionary()  # tensor that depends on the inputs -> the operator without a converter
+        self._origin: Any = WeakIdKeyDictionary()  # tensor that depends on the inputs -> the operator it is from
         self._stale: Any = WeakIdKeyDictionary()  # tensor written to since -> (operator, the converted call that wrote)
         self._storages: dict[int, tuple[str, Any]] = {}  # written to with what depends on the inputs -> (operator, it)
         self._calls: list[object] = []
@@ -148,10 +148,10 @@ class Tensors(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and not any(tensor is one for one in written):
                 self._origin[tensor] = origin
         for tensor in written:
-            self._write(tensor, origin)
+            self._write(tensor, origin, f"{name} on a view of a tensor in {self._where()}")
         return result
 
-    def _write(self, tensor: torch.Tensor, origin: str) -> None:
+    def _write(self, tensor: torch.Tensor, origin: str, aside: str) -> None:
         self._origin[tensor] = origin
         storage = tensor.untyped_storage()._cdata
         self._storages[storage] = (origin, tensor)
@@ -159,7 +159,7 @@ class Tensors(TorchDispatchMode):
             if other is tensor:
                 self._stale[other] = (origin, self._calls[0] if self._calls else None)
             elif other.untyped_storage()._cdata == storage:
-                self._stale[other] = (f"a write to a view of it ({origin})", None)
+                self._stale[other] = (aside, None)
 
     def _unconverted(self, tensor: torch.Tensor) -> str | None:
         """The operator that made ``tensor`` what it is, if nobody has converted it."""

@@ -53,8 +53,8 @@ def build_plan(
         typed = bound.has_strongly_typed_flag
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0)
         # The network's weights are the parser's, or the caller's: all three live until the plan is there.
-        if callable(request.model):
-            parser = request.model(trt, network)
+        if request.fill is not None:
+            parser = request.fill(trt, network)
         else:
             parser = trt.OnnxParser(network, bound.logger)
             _parse(request, bound, parser, messages)

@@ -31,8 +31,7 @@ class Request:
     """One engine to build.
 
     Args:
-        model: an ONNX model: the path of a file, with external data beside it, or its bytes. Or, in this process only,
-            a function of TensorRT's module and an empty network that fills it; what it returns lives as long as both.
+        model: an ONNX model: the path of a file, with external data beside it, or its bytes.
         profile: the range of each input that has a dynamic size: ``{name: (min shape, opt shape, max shape)}``.
         initializers: the weights that bytes leave out. In the model, each has its name, dtype and dims, and either no
             data or a reference to external data (which is not read).
@@ -40,15 +39,18 @@ class Request:
             are compiled when the engine runs, every GPU from Ampere on.
         decomposable_attention: let an attention for which TensorRT has no kernel become matrix products and a softmax,
             instead of failing the build.
+        fill: instead of ``model``, in this process only: given TensorRT's module and an empty network, it adds the
+            layers. What it returns lives until the plan is there.
         workspace, optimization_level, timing_cache, tf32, version_compatible, hardware_compatible: as in
             :class:`torchtrt_bridge.options.BuildOptions`.
     """
 
-    model: str | os.PathLike[str] | bytes | bytearray | memoryview | Callable[[Any, Any], Any] = dataclasses.field(repr=False)
+    model: str | os.PathLike[str] | bytes | bytearray | memoryview = dataclasses.field(default=b"", repr=False)
     profile: Mapping[str, tuple[Shape, Shape, Shape]] = dataclasses.field(default_factory=dict)
     initializers: tuple[Initializer, ...] = dataclasses.field(default=(), repr=False)
     target: str | None = None
     decomposable_attention: bool = True
+    fill: Callable[[Any, Any], Any] | None = dataclasses.field(default=None, repr=False)
     workspace: int | None = None
     optimization_level: int | None = None
     timing_cache: str | os.PathLike[str] | None = None

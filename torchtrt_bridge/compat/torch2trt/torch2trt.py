@@ -156,7 +156,7 @@ def _refuse(
     if dla_core or any(getattr(kind, "name", kind) not in (None, "GPU") for kind in kinds):
         raise InvalidOption("torchtrt_bridge builds for GPUs only, not for DLA; leave the device types out.")
     if onnx_opset is not None:
-        raise InvalidOption(f"onnx_opset={onnx_opset}: the newest opset that converts and builds is used; leave it out.")
+        raise InvalidOption(f"onnx_opset={onnx_opset}: the newest that converts and builds is used; leave it out.")
     if avg_timing_iterations is not None:
         raise InvalidOption(f"avg_timing_iterations={avg_timing_iterations}: there is no such setting; leave it out.")
     for name in unknown:

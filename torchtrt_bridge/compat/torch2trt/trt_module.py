@@ -110,7 +110,7 @@ def _plan(engine: Any) -> torch.Tensor:
         data = bytearray(memoryview(engine))
     except TypeError:
         raise InvalidFile(
-            f"The engine is a {type(engine).__name__}; a file's path, bytes, an IHostMemory or an ICudaEngine is needed."
+            f"The engine is a {type(engine).__name__}; a file's path, bytes, IHostMemory or ICudaEngine is needed."
         ) from None
     if not data:
         raise InvalidFile("The engine is empty.")
