@@ -17,6 +17,7 @@ from torch import nn
 
 from ..capture import CapturedModel, reproducible
 from ..errors import ConversionFailed, InvalidOption
+from ..export_lock import export_lock
 from ..options import BuildOptions
 from ..precision import Precision
 from ..signature import Signature
@@ -127,7 +128,7 @@ class _Maker:
             (spec.name, example, tuple(-1 if isinstance(size, str) else size for size in spec.shape))
             for spec, example in zip(signature.inputs, captured.inputs)
         ]
-        with Library.open() as library, reproducible(captured.device):
+        with export_lock, Library.open() as library, reproducible(captured.device):
             self.version = library.version
             results = trace(library, filled, captured.model, lambda m, tensors: _call(m, signature, tensors), inputs)
         for (tensor, example), name, spec in zip(results, output_names(signature), signature.outputs):

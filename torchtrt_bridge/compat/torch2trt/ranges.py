@@ -8,6 +8,7 @@ become one dim. An axis whose other sizes the model itself cannot take is left a
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ class Ranges:
             high = [(max_batch_size, *shape[1:]) for shape in high]
         return cls(example, flattener, _places(items[0], low, opt, high))
 
-    def dynamic_shapes(self, shared: bool) -> Any:
+    def dynamic_shapes(self, module: nn.Module, shared: bool) -> Any:
         """What :func:`torchtrt_bridge.capture.capture` takes; ``shared``: same range, axis and size, one Dim."""
         if not self.places:
             return None
@@ -84,7 +85,8 @@ class Ranges:
         for (index, axis), sizes in self.places.items():
             key = (axis, sizes, tensors[index].shape[axis]) if shared else (index, axis)
             axes[index][axis] = dims.setdefault(key, Dim(*sizes))
-        return _prune(self.flattener.unflatten(axes))
+        nest = _prune(self.flattener.unflatten(axes))
+        return dict(inspect.signature(module.forward).bind(*nest).arguments)
 
     def without(self, dropped: Sequence[Place]) -> Ranges:
         places = {place: sizes for place, sizes in self.places.items() if place not in dropped}
@@ -138,11 +140,11 @@ def capture_with(module: nn.Module, ranges: Ranges) -> CapturedModel:
 
 def _capture(module: nn.Module, ranges: Ranges) -> CapturedModel:
     try:
-        return capture(module, ranges.example, dynamic_shapes=ranges.dynamic_shapes(shared=False))
+        return capture(module, ranges.example, dynamic_shapes=ranges.dynamic_shapes(module, shared=False))
     except (CaptureFailed, InvalidInput):
         if len(ranges.places) < 2:
             raise
-        return capture(module, ranges.example, dynamic_shapes=ranges.dynamic_shapes(shared=True))
+        return capture(module, ranges.example, dynamic_shapes=ranges.dynamic_shapes(module, shared=True))
 
 
 def _places(
