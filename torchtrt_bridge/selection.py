@@ -34,13 +34,15 @@ def convert_and_check(
 
     Raises:
         InvalidOption: no route has that name.
-        BridgeError: the only route's own error; where several failed, ConversionFailed with every reason.
+        BridgeError: the own error of the only route that could try; where several failed, ConversionFailed with every
+            reason.
     """
     failures: list[BridgeError] = []
+    unable: list[BridgeError] = []
     for route in candidates(backend):
         support = route.supports(captured, place)
         if not support.possible:
-            failures.append(ConversionFailed(f"{route.name}: {'; '.join(support.reasons)}"))
+            unable.append(ConversionFailed(f"{route.name}: {'; '.join(support.reasons)}"))
             continue
         try:
             with stages("converting") as progress:
@@ -50,9 +52,9 @@ def convert_and_check(
             raise  # the caller's mistake is the same on every route
         except BridgeError as error:
             failures.append(error)
-    if len(failures) == 1:
-        raise failures[0]
-    reasons = "\n".join(f"  {failure}" for failure in failures)
+    if len(failures or unable) == 1:
+        raise (failures or unable)[0]
+    reasons = "\n".join(f"  {failure}" for failure in (*failures, *unable))
     raise ConversionFailed(f"No route could compile the model:\n{reasons}")
 
 

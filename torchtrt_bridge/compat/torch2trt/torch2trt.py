@@ -123,12 +123,14 @@ def torch2trt(
     from ...backends.base import Place
     from ...compiler import Options, make, ordinary_tensors
     from ...options import BuildOptions
+    from ...origin import Origin
     from ...progress import Stages
     from .ranges import Ranges, capture_with
 
     ranges = Ranges.of(inputs, min_shapes, opt_shapes, max_shapes, max_batch_size)
     build = BuildOptions(workspace=None if max_workspace_size == _WORKSPACE else max_workspace_size)
-    options = Options.parse("fp16" if fp16_mode else "fp32", _route(use_onnx), build, True, False, 8)
+    precision = "fp16" if fp16_mode else "fp32"
+    options = Options.parse(precision, _route(use_onnx), build, verify=True, source=False, max_contexts=8)
     with _saying(log_level), Stages() as stages, ordinary_tensors():
         with stages("capturing"):
             captured = capture_with(in_eval(module, ranges.example), ranges)
@@ -138,7 +140,7 @@ def torch2trt(
             outputs=_named(captured.signature.outputs, output_names, "output"),
         )
         captured = dataclasses.replace(captured, signature=signature)
-        return TRTModule.of(make(captured, Place(captured.device), options, stages))
+        return TRTModule.of(make(captured, Place(captured.device), options, stages, Origin.of(module, None)))
 
 
 def _refuse(
