@@ -22,6 +22,7 @@ class Report:
         verification: rows of :class:`~torchtrt_bridge.verify.Row`, as dicts; empty where nothing was run.
         notes: sentences that a reader should know.
         cuda_graph: ``"on"``, ``"off"``, or ``"off: "`` and why, where it was wanted.
+        routes: what became of each route: rows of :class:`~torchtrt_bridge.selection.Attempt`, as dicts.
     """
 
     backend: str
@@ -33,18 +34,21 @@ class Report:
     verification: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     cuda_graph: str = "off"
+    routes: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. A NaN (an error that does not apply) becomes None, as JSON has no NaN."""
         data = dataclasses.asdict(self)
         data["verification"] = [{k: None if v != v else v for k, v in row.items()} for row in self.verification]
         data["notes"] = list(self.notes)
+        data["routes"] = [dict(row) for row in self.routes]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         rows = tuple({k: float("nan") if v is None else v for k, v in row.items()} for row in data["verification"])
-        return cls(**{**data, "verification": rows, "notes": tuple(data["notes"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("notes", "routes")}
+        return cls(**{**data, "verification": rows, **lists})
 
     def __repr__(self) -> str:
         return "\n".join(f"{key:<13}{value}" if key else f"{'':<13}{value}" for key, value in self._lines())
@@ -77,5 +81,14 @@ class Report:
             else:
                 error = f"relative L2 {row['relative_l2']:.2e}, max error {row['max_error']:.2e}"
             lines.append(("" if index else "verified", f"{row['result']} at {row['at']}: {error}"))
+        lines += [("" if index else "routes", _route(row)) for index, row in enumerate(self.routes)]
         lines += [("" if index else "notes", note) for index, note in enumerate(self.notes)]
         return lines
+
+
+def _route(row: Mapping[str, Any]) -> str:
+    """One line of what became of a route."""
+    name = row["route"] + (" with a CUDA graph" if row["cuda_graph"] else "")
+    time = "" if row["milliseconds"] is None else f", {row['milliseconds']:.3f} ms"
+    reason = row["reason"].partition("\n")[0]
+    return f"{name}: {row['outcome']}{time}{': ' + reason if reason else ''}"

@@ -1,14 +1,21 @@
-"""Which route makes the module: by name, or the first in order that converts and verifies."""
+"""Which route makes the module: by name, the first in order that converts and verifies, or the one measured fastest.
+
+What became of each route is a row of the report: a route that fails is an exception only where all do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+import logging
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .backends.base import Artifact, Backend, Place
 from .backends.onnx import OnnxBackend
 from .backends.torch2trt import Torch2TrtBackend
-from .errors import BridgeError, ConversionFailed, InvalidOption, nearest
+from .errors import BackendUnavailable, BridgeError, ConversionFailed, InvalidOption, VerificationFailed, nearest
 from .progress import Stages
 
 if TYPE_CHECKING:
@@ -17,8 +24,91 @@ if TYPE_CHECKING:
     from .precision import Precision
     from .runtime.module import TRTModule
 
+_log = logging.getLogger("torchtrt_bridge")
+
 BACKENDS: tuple[Backend, ...] = (OnnxBackend(), Torch2TrtBackend())
-"""In the order in which ``backend="auto"`` tries them."""
+"""In the order in which ``backend="auto"`` tries them: that of the table in ``docs/choosing.md``, fastest first."""
+
+CHOICES = ("auto", "fastest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What became of one route.
+
+    Args:
+        route: its name.
+        outcome: ``"chosen"``; ``"slower"`` or ``"not tried"``, where another was chosen; ``"impossible"``, by its own
+            word; ``"failed"``, in conversion, build or load; ``"wrong"``, in verification.
+        reason: one or more lines, empty where it was chosen.
+        seconds: wall time of the attempt.
+        milliseconds: median time of a call, where it was measured.
+        cuda_graph: whether calls went through a CUDA graph then.
+    """
+
+    route: str
+    outcome: str
+    reason: str = ""
+    seconds: float = 0.0
+    milliseconds: float | None = None
+    cuda_graph: bool | None = None
+
+
+class Attempts:
+    """The rows so far, and the errors that some of them stand for."""
+
+    def __init__(self) -> None:
+        self.rows: list[Attempt] = []
+        self.errors: list[BridgeError] = []
+        self._missing: list[bool] = []
+
+    def make(
+        self,
+        route: Backend,
+        captured: CapturedModel,
+        precision: Precision,
+        options: BuildOptions,
+        place: Place,
+        stages: Stages,
+        finish: Callable[[Artifact], TRTModule],
+    ) -> TRTModule | None:
+        """The module of ``route``, verified by ``finish``; None where there is none, with a row that says why."""
+        support = route.supports(captured, place)
+        if not support.possible:
+            self.rows.append(Attempt(route.name, "impossible", "; ".join(support.reasons)))
+            self._missing.append(support.missing)
+            return None
+        began = time.perf_counter()
+        try:
+            refuse_foreign(route, options)
+            with stages("converting") as progress:
+                artifact = route.convert(captured, precision, options, place, progress)
+            return finish(artifact)
+        except BridgeError as error:
+            failure = error
+        except Exception as error:  # a fault of one route, in whatever library it drives, must not cost the others
+            _log.warning("the route %r failed in a way that it should not", route.name, exc_info=True)
+            failure = ConversionFailed(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+        outcome = "wrong" if isinstance(failure, VerificationFailed) else "failed"
+        self.rows.append(Attempt(route.name, outcome, f"{failure}", time.perf_counter() - began))
+        self.errors.append(failure)
+        return None
+
+    def error(self) -> BridgeError:
+        """The one exception for all: that of the only route that could try, or one with every reason."""
+        if len(self.errors) == 1:
+            return self.errors[0]
+        if self.errors:
+            kind = _common([type(error) for error in self.errors])
+        else:
+            kind = BackendUnavailable if all(self._missing) else ConversionFailed
+        if len(self.rows) == 1:
+            return kind(f"The route {self.rows[0].route!r} cannot compile the model: {self.rows[0].reason}")
+        reasons = "\n".join(f"  {row.route}: {_indented(row.reason)}" for row in self.rows)
+        error = kind(f"No route could compile the model:\n{reasons}")
+        error.__cause__ = self.errors[-1] if self.errors else None
+        return error
 
 
 def convert_and_check(
@@ -34,28 +124,23 @@ def convert_and_check(
 
     Raises:
         InvalidOption: no route has that name.
-        BridgeError: the own error of the only route that could try; where several failed, ConversionFailed with every
-            reason.
+        BridgeError: the own error of the only route that could try; where several failed, one of the kind that they
+            have in common, with every reason.
     """
-    failures: list[BridgeError] = []
-    unable: list[BridgeError] = []
-    for route in candidates(backend):
-        support = route.supports(captured, place)
-        if not support.possible:
-            unable.append(ConversionFailed(f"{route.name}: {'; '.join(support.reasons)}"))
+    attempts = Attempts()
+    routes = candidates(backend)
+    for index, route in enumerate(routes):
+        began = time.perf_counter()
+        module = attempts.make(route, captured, precision, options, place, stages, finish)
+        if module is None:
             continue
-        try:
-            with stages("converting") as progress:
-                artifact = route.convert(captured, precision, options, place, progress)
-            return finish(artifact)
-        except InvalidOption:
-            raise  # the caller's mistake is the same on every route
-        except BridgeError as error:
-            failures.append(error)
-    if len(failures or unable) == 1:
-        raise (failures or unable)[0]
-    reasons = "\n".join(f"  {failure}" for failure in (*failures, *unable))
-    raise ConversionFailed(f"No route could compile the model:\n{reasons}")
+        attempts.rows.append(Attempt(route.name, "chosen", seconds=time.perf_counter() - began))
+        attempts.rows += [
+            Attempt(other.name, "not tried", f"{route.name} comes before it") for other in routes[index + 1 :]
+        ]
+        set_rows(module, attempts.rows)
+        return module
+    raise attempts.error()
 
 
 def candidates(backend: str) -> tuple[Backend, ...]:
@@ -64,11 +149,43 @@ def candidates(backend: str) -> tuple[Backend, ...]:
     Raises:
         InvalidOption: none has that name.
     """
-    if backend == "auto":
+    if backend in CHOICES:
         return BACKENDS
-    names = [route.name for route in BACKENDS]
+    names = [*CHOICES, *(route.name for route in BACKENDS)]
     if backend not in names:
         raise InvalidOption(
-            f"backend={backend!r}: there is 'auto' and {', '.join(map(repr, names))}.{nearest(str(backend), names)}"
+            f"backend={backend!r}: there is {', '.join(map(repr, names[:-1]))} and {names[-1]!r}."
+            f"{nearest(str(backend), names)}"
         )
     return tuple(route for route in BACKENDS if route.name == backend)
+
+
+def refuse_foreign(route: Backend, options: BuildOptions) -> None:
+    """A setting that is named after a route is for that route alone.
+
+    Raises:
+        InvalidOption: ``options`` has one for another route.
+    """
+    for other in BACKENDS:
+        if other.name != route.name and getattr(options, other.name, None):
+            raise InvalidOption(
+                f"BuildOptions({other.name}={getattr(options, other.name)!r}) is for the route {other.name!r}, and this"
+                f" is {route.name!r}. Leave it out, or give backend={other.name!r}."
+            )
+
+
+def set_rows(module: TRTModule, rows: Sequence[Attempt]) -> None:
+    """Put what became of the routes into the module's report."""
+    module.set_report(dataclasses.replace(module.report, routes=tuple(dataclasses.asdict(row) for row in rows)))
+
+
+def _common(kinds: Sequence[type[BridgeError]]) -> type[BridgeError]:
+    """The most particular error that all of ``kinds`` are; ConversionFailed where they have nothing in common."""
+    for kind in inspect.getmro(kinds[0]):
+        if all(issubclass(other, kind) for other in kinds):
+            return ConversionFailed if kind in (BridgeError, ValueError, Exception, object) else kind
+    return ConversionFailed
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n    ")

@@ -73,11 +73,13 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Support:
-    """A route's answer to "can you?": ``reasons`` says why not, one line each, naming layers where it can."""
+    """A route's answer to "can you?": ``reasons`` says why not, one line each, naming layers where it can. ``missing``:
+    because a package that it needs is missing or broken."""
 
     backend: str
     possible: bool
     reasons: tuple[str, ...] = ()
+    missing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
