@@ -27,11 +27,12 @@ class Net(nn.Module):
     def __init__(self, **changes):
         super().__init__()
         have = dict(
-            kernel=3, stride=1, padding=1, dilation=1, groups=1, bias=True, padding_mode="zeros", width=8, norm_eps=1e-5,
-            slope=0.1, pool=2, ceil=False, heads=2, scale=1.5, shift=1, power=2, dim=1, keepdim=True, approximate="none",
-            mode="nearest", align=None, factor=2.0, epsilon=1e-5, count_include_pad=True, clamp=(0.0, 6.0), use="relu",
-            order="add_mul", transpose=False, causal=False, offset=0, alpha=1.0, dtype=torch.float32, fill=0.0,
-            name="head", residual=True, inner="sum", normalized=(8,), softmax_dim=-1, largest=True, table=(1.0, 2.0),
+            kernel=3, stride=1, padding=1, dilation=1, groups=1, bias=True, padding_mode="zeros", width=8, slope=0.1,
+            norm_eps=1e-5, pool=2, ceil=False, heads=2, scale=1.5, shift=1, power=2, dim=1, keepdim=True, align=None,
+            approximate="none", mode="nearest", factor=2.0, epsilon=1e-5, count_include_pad=True, clamp=(0.0, 6.0),
+            use="relu", order="add_mul", transpose=False, causal=False, offset=0, alpha=1.0, dtype=torch.float32,
+            fill=0.0, name="head", residual=True, inner="sum", normalized=(8,), softmax_dim=-1, largest=True,
+            table=(1.0, 2.0),
         )  # fmt: skip
         assert not set(changes) - set(have)
         self.have = have = {**have, **changes}
@@ -53,7 +54,8 @@ class Net(nn.Module):
         y = self.norm(self.conv(x))
         y = {"relu": F.relu, "silu": F.silu}[have["use"]](y)
         y = F.leaky_relu(y, have["slope"]).clamp(*have["clamp"])
-        y = F.avg_pool2d(y, have["pool"], ceil_mode=have["ceil"], padding=1, count_include_pad=have["count_include_pad"])
+        include = have["count_include_pad"]
+        y = F.avg_pool2d(y, have["pool"], ceil_mode=have["ceil"], padding=1, count_include_pad=include)
         y = (y + have["shift"]) * have["scale"] if have["order"] == "add_mul" else y * have["scale"] + have["shift"]
         y = torch.add(y, y.pow(have["power"]), alpha=have["alpha"])
         y = F.interpolate(y, scale_factor=have["factor"], mode=have["mode"], align_corners=have["align"])

@@ -1,8 +1,8 @@
 """What a compilation's result depends on, as one text: the same text, the same result.
 
 Everything that could change the engine, or the choice between engines, goes in: the captured graph with every argument
-of every node, the bytes of every parameter, buffer and constant, sizes, strides and ranges, the options, the versions of
-what builds, the GPU, and this package's own code. A text that is too particular costs a build; one that is not
+of every node, the bytes of every parameter, buffer and constant, sizes, strides and ranges, the options, the versions
+of what builds, the GPU, and this package's own code. A text that is too particular costs a build; one that is not
 particular enough would give a wrong result, so what cannot be described is never found again.
 """
 
@@ -134,7 +134,8 @@ def _specs(specs: Iterable[Any]) -> list[Any]:
     found = []
     for spec in specs:
         name, value = getattr(spec.arg, "name", None), _value(getattr(spec.arg, "value", None))
-        found.append([str(spec.kind), type(spec.arg).__name__, name, value, spec.target, getattr(spec, "persistent", None)])
+        kinds = [str(spec.kind), type(spec.arg).__name__, getattr(spec, "persistent", None)]
+        found.append([*kinds, name, value, spec.target])
     return found
 
 

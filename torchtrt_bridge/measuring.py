@@ -1,7 +1,7 @@
 """Which of several calls is fastest here: warm, in interleaved rounds, until the order is settled or the time is up.
 
 Each round calls every candidate once, in random order, so that a clock that drifts drifts for all of them. On a GPU a
-call's time is what lies between two CUDA events around it on an idle stream: what a caller waits for, launches included.
+call's time is what lies between two CUDA events around it on an idle stream: what a caller waits for, launches too.
 """
 
 from __future__ import annotations
