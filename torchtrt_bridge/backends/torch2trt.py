@@ -46,7 +46,7 @@ class Torch2TrtBackend:
         ]
         missing = Library.missing()
         reasons += [missing] if missing is not None else []
-        return Support(self.name, not reasons, tuple(reasons))
+        return Support(self.name, not reasons, tuple(reasons), missing=missing is not None)
 
     def convert(
         self,
