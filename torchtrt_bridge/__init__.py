@@ -7,13 +7,18 @@ Importing this imports neither TensorRT nor ONNX; each is imported where it is u
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .options import BuildOptions
-from .runtime.module import TRTModule
-from .signature import Dim
 from .version import __version__
+
+with contextlib.suppress(ImportError, OSError):
+    # torch.load() of a whole module asks that its class be known once this package is imported. Where torch is missing
+    # or broken, doctor() must still come up; whoever asks for these names then gets torch's own error.
+    from .runtime.module import TRTModule
+    from .signature import Dim
 
 if TYPE_CHECKING:
     from .compiler import build, compile
