@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .precision import Precision
     from .report import Report
     from .structure import register_result
+    from .tools.doctor import doctor
     from .trt.targets import targets
     from .verify import Tolerance
 
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "doctor",
     "errors",
     "load",
     "register_result",
@@ -46,11 +48,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Dim": "signature",
     "Precision": "precision",
     "Report": "report",
+    "TRTModule": "runtime.module",
     "Tolerance": "verify",
     "build": "compiler",
     "compile": "compiler",
+    "doctor": "tools.doctor",
     "load": "loading",
     "register_result": "structure",
     "targets": "trt.targets",

@@ -15,12 +15,13 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..cache import VARIABLE, Cache
+from ..errors import InvalidOption, nearest
 from ..version import __version__
-from .misfits import ROUTES, RTX, Facts, Problem, problems
+from .misfits import EVERYTHING, ROUTES, RTX, Facts, Problem, problems
 from .probes import DRIVER, IMPORT, ROUTE, TENSORRT, TORCH, Answer, Question, ask
 
 _SHOWN = """
@@ -39,17 +40,29 @@ class Package:
     version: str | None
     problem: str | None = None
 
+    def __str__(self) -> str:
+        return (self.version or "not installed") + (f": {self.problem}" if self.problem else "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Whether a route works here. ``how`` says what was built; ``reasons`` why not; ``commands`` what to run, in
-    order."""
+    """Whether a route works here. ``how`` says what was built; ``problems`` why not, with the commands that mend it,
+    in order."""
 
     name: str
     works: bool
     how: str = ""
-    reasons: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What to run, in order."""
+        return tuple(dict.fromkeys(problem.command for problem in self.problems if problem.command))
+
+    def lines(self) -> list[str]:
+        if self.works:
+            return [self.name, f"works: {self.how}"]
+        return [self.name, "does not work:", *(line for problem in self.problems for line in problem.lines())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +72,19 @@ class Diagnosis:
     Args:
         system: Python, driver, CUDA, GPUs, cache: texts.
         packages: what is installed and what is not.
-        routes: the routes into TensorRT.
-        cpu: the stand-in that runs models on the CPU.
+        routes: the routes into TensorRT, and ``"cpu"``, the stand-in that runs models without it.
         cautions: what is not in order and stops no route.
     """
 
     system: Mapping[str, str]
     packages: tuple[Package, ...]
     routes: tuple[Route, ...]
-    cpu: Route
     cautions: tuple[Problem, ...] = ()
 
     @property
     def works(self) -> bool:
         """Whether at least one route into TensorRT works."""
-        return any(route.works for route in self.routes)
+        return any(route.works for route in self.routes if route.name in ROUTES)
 
     def route(self, name: str) -> Route:
         """The route called ``name``."""
@@ -95,36 +106,42 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         parts = []
         for title, rows in self._tables():
+            left = "style='text-align:left;vertical-align:top;white-space:pre-wrap'"
             cells = "".join(
-                f"<tr><th style='text-align:left;vertical-align:top'>{html.escape(key)}</th><td style='text-align:left'>"
-                + "<br>".join(html.escape(text) for text in texts)
-                + "</td></tr>"
+                f"<tr><th {left}>{html.escape(key)}</th><td {left}>{html.escape(chr(10).join(texts))}</td></tr>"
                 for key, *texts in rows
             )
             parts.append(f"<b>{html.escape(title)}</b><table>{cells}</table>")
         return "".join(parts)
 
     def _tables(self) -> list[tuple[str, list[list[str]]]]:
-        packages = [[p.name, f"{p.version or 'not installed'}{f': {p.problem}' if p.problem else ''}"] for p in self.packages]
+        packages = [[package.name, str(package)] for package in self.packages]
         tables = [
             ("This machine", [[key, value] for key, value in self.system.items()]),
             ("Packages", packages),
-            ("Routes into TensorRT", [_route_lines(route) for route in self.routes]),
-            ("Without TensorRT", [_route_lines(self.cpu)]),
+            ("Routes into TensorRT", [route.lines() for route in self.routes if route.name in ROUTES]),
+            ("Without TensorRT", [route.lines() for route in self.routes if route.name not in ROUTES]),
         ]
-        cautions = [
-            [f"{index}.", caution.what, *([f"  {caution.command}"] if caution.command else [])]
-            for index, caution in enumerate(self.cautions, 1)
-        ]
-        return tables + ([("Take care", cautions)] if cautions else [])
+        cautions = ["", *(line for caution in self.cautions for line in caution.lines())]
+        return [table for table in tables if table[1]] + ([("Take care", [cautions])] if self.cautions else [])
 
 
-def doctor() -> Diagnosis:
+def doctor(routes: Sequence[str] = EVERYTHING) -> Diagnosis:
     """What is installed here, which routes into TensorRT work, and how to mend those that do not.
 
     Takes some ten seconds: each route that has its packages builds a small model in a process of its own. This process
     imports nothing and is left as it was. Works without torch, too.
+
+    Args:
+        routes: which to look at; ``"cpu"`` is what runs models without TensorRT.
+
+    Raises:
+        InvalidOption: there is no such route.
     """
+    for name in routes:
+        if name not in EVERYTHING:
+            known = ", ".join(EVERYTHING)
+            raise InvalidOption(f"There is no route {name!r}; there is {known}.{nearest(name, EVERYTHING)}")
     versions = _installed()
     answers = ask(_questions(versions))
     for name in _FLAVOURS:
@@ -132,15 +149,11 @@ def doctor() -> Diagnosis:
             versions.setdefault(name, answers[name].data["version"])
     facts = _facts(versions, answers)
     found = problems(facts)
-    stopped = {name: [problem for problem in found if name in problem.routes] for name in ROUTES}
-    tried = ask(
-        {
-            **{name: Question(ROUTE, name) for name in ROUTES if not any(map(_is_missing, stopped[name]))},
-            **({"cpu": Question(ROUTE, "cpu")} if "torch" in versions and "torch" not in facts.broken else {}),
-        }
-    )
-    routes = tuple(_route(name, tried.get(name), stopped[name]) for name in ROUTES)
-    works = {route.name for route in routes if route.works}
+    stopped = {name: [problem for problem in found if name in problem.routes] for name in routes}
+    sensible = [name for name, known in stopped.items() if not any(problem.missing for problem in known)]
+    tried = ask({name: Question(ROUTE, name) for name in sensible})
+    results = {name: _route(name, tried.get(name), known) for name, known in stopped.items()}
+    works = {name for name, route in results.items() if route.works}
     cautions = [problem for problem in found if not problem.routes or works & set(problem.routes)]
     if (trouble := Cache().problem()) is not None and os.environ.get(VARIABLE, "").strip().lower() != "off":
         cautions.append(Problem(f"The cache is not used: {trouble}."))
@@ -150,8 +163,7 @@ def doctor() -> Diagnosis:
             Package(name.replace("_", "-"), versions.get(name), facts.broken.get(name) or facts.builds.get(name))
             for name in _SHOWN
         ),
-        routes=routes,
-        cpu=_route("cpu", tried.get("cpu"), [p for p in found if p.routes == ROUTES and "torch " in p.what]),
+        routes=tuple(results[name] for name in routes),
         cautions=tuple(cautions),
     )
 
@@ -182,10 +194,11 @@ def _facts(versions: Mapping[str, str], answers: Mapping[str, Answer]) -> Facts:
     torch, driver = answers.get("torch", Answer()), answers.get("driver", Answer())
     gpus = torch.data.get("gpus") or driver.data.get("gpus") or []
     broken = {name: str(answer.problem) for name, answer in answers.items() if answer.problem and name != "driver"}
+    flavours = {name: answers[name].data for name in _FLAVOURS if name in answers}
     return Facts(
         versions=versions,
         broken=broken,
-        builds={name: answers[name].data["builds"] for name in _FLAVOURS if "builds" in answers.get(name, Answer()).data},
+        builds={name: data["builds"] for name, data in flavours.items() if "builds" in data},
         gpus=tuple((gpu[0], gpu[1]) for gpu in gpus),
         driver_cuda=driver.data.get("cuda") or ("?" if _kernel_driver() else None),
         torch_cuda=torch.data.get("cuda"),
@@ -193,29 +206,15 @@ def _facts(versions: Mapping[str, str], answers: Mapping[str, Answer]) -> Facts:
     )
 
 
-def _is_missing(problem: Problem) -> bool:
-    """Whether there is no sense in trying: something is not there, or does not import."""
-    return "installed" in problem.what and "is installed." not in problem.what
-
-
 def _route(name: str, answer: Answer | None, known: list[Problem]) -> Route:
     if answer is not None and answer.problem is None:
         made = answer.data
-        engine = f"{made['tensorrt']} built an engine" if made["runtime"] == "tensorrt" else f"{made['runtime']} ran a model"
-        where = f"for {made['where']}" if "elsewhere" in made["where"] else f"on {made['where']}, its results compared"
-        return Route(name, True, f"{engine} {where}")
-    reasons = [problem.what for problem in known]
+        plan, where = made["runtime"] == "tensorrt", made["where"]
+        did = f"{made['tensorrt']} built an engine" if plan else f"{made['runtime']} ran a model"
+        return Route(name, True, f"{did} {'for' if 'elsewhere' in where else 'and its results are right on'} {where}")
     if answer is not None and answer.problem is not None:
-        reasons.append(answer.problem)
-    commands = dict.fromkeys(problem.command for problem in known if problem.command)
-    return Route(name, False, "", tuple(reasons), tuple(commands))
-
-
-def _route_lines(route: Route) -> list[str]:
-    if route.works:
-        return [route.name, f"works: {route.how}"]
-    commands = [f"  {command}" for command in route.commands]
-    return [route.name, "does not work:", *(f"- {reason}" for reason in route.reasons), *commands]
+        known = [*known, Problem(answer.problem)]
+    return Route(name, False, "", tuple(known))
 
 
 def _system(facts: Facts, answers: Mapping[str, Answer]) -> dict[str, str]:

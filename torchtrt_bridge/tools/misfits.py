@@ -16,7 +16,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 ROUTES = ("torch_tensorrt", "onnx", "torch2trt")
+EVERYTHING = (*ROUTES, "cpu")
 RTX = "tensorrt_rtx"
+_NEEDED = ("click", "numpy", "rich", "safetensors")
 _ONNX_PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 _TORCH2TRT = "git+https://github.com/NVIDIA-AI-IOT/torch2trt"
 _RTX_THAT_WORKS = "tensorrt-rtx>=1.5,<1.7"
@@ -31,12 +33,17 @@ class Problem:
     Args:
         what: what, in a sentence.
         command: the shell command that mends it; empty where no command does.
-        routes: the routes that it stops; empty where it is a caution.
+        routes: the routes that it stops, ``"cpu"`` among them; empty where it is a caution.
+        missing: something is not there or does not import, so that there is no sense in trying those routes.
     """
 
     what: str
     command: str = ""
     routes: tuple[str, ...] = ()
+    missing: bool = False
+
+    def lines(self) -> list[str]:
+        return [f"- {self.what}", *([f"    {self.command}"] if self.command else [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,21 +84,22 @@ def problems(facts: Facts) -> list[Problem]:
     return sorted(found, key=lambda problem: -len(problem.routes))
 
 
-def pip(*arguments: str) -> str:
+def pip(*arguments: str, action: str = "install") -> str:
     """The pip command of this very interpreter, for a shell."""
     beside = os.path.join(os.path.dirname(sys.executable), "pip")
     found = shutil.which("pip")
     own = found is not None and os.path.realpath(found) == os.path.realpath(beside)
     command = ["pip"] if own else [sys.executable, "-m", "pip"]
-    return shlex.join([*command, "install", *arguments])
+    return shlex.join([*command, action, *arguments])
 
 
 def _torch(facts: Facts) -> Iterator[Problem]:
     if "torch" not in facts.versions:
-        yield Problem("torch is not installed.", pip("torch"), ROUTES)
+        yield Problem("torch is not installed.", pip("torch"), EVERYTHING, missing=True)
     elif "torch" in facts.broken:
         again = pip("--force-reinstall", f"torch=={_public(facts.versions['torch'])}")
-        yield Problem(f"torch is installed and does not import: {facts.broken['torch']}.", again, ROUTES)
+        what = f"torch is installed and does not import: {facts.broken['torch']}."
+        yield Problem(what, again, EVERYTHING, missing=True)
 
 
 def _gpu(facts: Facts) -> Iterator[Problem]:
@@ -118,11 +126,11 @@ def _tensorrt(facts: Facts) -> Iterator[Problem]:
             again = f"{name.replace('_', '-')}=={facts.versions[name]}" if name in facts.versions else _rtx_for(facts)
             what = f"{name} is installed and does not import: {facts.broken[name]}."
             stops = () if usable else ROUTES
-            yield Problem(what, pip("--force-reinstall", "--no-cache-dir", again), stops)
+            yield Problem(what, pip("--force-reinstall", "--no-cache-dir", again), stops, missing=True)
         elif facts.builds.get(name) is not None:
             yield _does_not_build(facts, name, usable, str(facts.builds[name]))
     if not installed:
-        yield Problem("No TensorRT is installed.", pip(_rtx_for(facts)), ROUTES)
+        yield Problem("No TensorRT is installed.", pip(_rtx_for(facts)), ROUTES, missing=True)
     if picked and picked not in usable:
         stops = ROUTES if usable else ()
         what = f"TORCHTRT_BRIDGE_TENSORRT={picked} picks a TensorRT that is not usable here."
@@ -166,14 +174,14 @@ def _onnx(facts: Facts) -> Iterator[Problem]:
     missing = [name for name in _ONNX_PACKAGES if name not in facts.versions]
     if missing:
         names = [name.replace("_", "-") for name in missing]
-        yield Problem(f"{', '.join(names)}: not installed.", pip(*names), ("onnx",))
+        yield Problem(f"Not installed: {', '.join(names)}.", pip(*names), ("onnx",), missing=True)
     for name in (*_ONNX_PACKAGES, "onnxruntime"):
         if name in facts.broken:
             again = pip("--force-reinstall", f"{name.replace('_', '-')}=={facts.versions[name]}")
-            stops = () if name == "onnxruntime" else ("onnx",)
-            yield Problem(f"{name} is installed and does not import: {facts.broken[name]}.", again, stops)
+            stops = ("cpu",) if name == "onnxruntime" else ("onnx",)
+            yield Problem(f"{name} is installed and does not import: {facts.broken[name]}.", again, stops, missing=True)
     if not any(name in facts.versions for name in ("onnxruntime", "onnxruntime_gpu")):
-        yield Problem("onnxruntime is not installed: models on the CPU do not run in fp32.", pip("onnxruntime"))
+        yield Problem("onnxruntime is not installed.", pip("onnxruntime"), ("cpu",), missing=True)
 
 
 def _torch_tensorrt(facts: Facts) -> Iterator[Problem]:
@@ -182,13 +190,13 @@ def _torch_tensorrt(facts: Facts) -> Iterator[Problem]:
     if name is None:
         full = facts.builds.get("tensorrt", "") is None
         wanted = "torch-tensorrt" if full else "torch-tensorrt-rtx"
-        yield Problem("Torch-TensorRT is not installed.", pip(_for_torch(wanted, facts)), stops)
+        yield Problem("Torch-TensorRT is not installed.", pip(_for_torch(wanted, facts)), stops, missing=True)
         return
     if {"torch_tensorrt", "torch_tensorrt_rtx"} <= set(facts.versions):
         other = "torch-tensorrt" if facts.builds.get(RTX, "") is None else "torch-tensorrt-rtx"
         kept = "torch-tensorrt-rtx" if other == "torch-tensorrt" else "torch-tensorrt"
         again = pip("--force-reinstall", "--no-deps", f"{kept}=={facts.versions[kept.replace('-', '_')]}")
-        remove = pip("x").replace("install x", f"uninstall -y {other}")
+        remove = pip("-y", other, action="uninstall")
         what = "torch-tensorrt and torch-tensorrt-rtx are both installed, and overwrite each other's files."
         yield Problem(what, f"{remove} && {again}", stops)
     dashed = name.replace("_", "-")
@@ -211,20 +219,25 @@ def _torch_tensorrt(facts: Facts) -> Iterator[Problem]:
 def _torch2trt(facts: Facts) -> Iterator[Problem]:
     if "torch2trt" not in facts.versions:
         what = "torch2trt is not installed (it is in no package index)."
-        yield Problem(what, pip("--no-build-isolation", _TORCH2TRT), ("torch2trt",))
+        yield Problem(what, pip("--no-build-isolation", _TORCH2TRT), ("torch2trt",), missing=True)
 
 
 def _own(facts: Facts) -> Iterator[Problem]:
-    """What this package's own metadata asks for, beyond what other rules look after."""
+    """What this package itself needs: its metadata says it, and, where that is not installed, this list."""
     looked_after = ("torch", "onnxruntime", *_ONNX_PACKAGES)
-    missing = [
-        (text, requirement)
-        for name, text, requirement in _unmet("torchtrt_bridge", facts)
-        if name in facts.versions or name not in looked_after
-    ]
+    missing = dict.fromkeys(name for name in _NEEDED if name not in facts.versions)
+    unfit = []
+    for name, text, requirement in _unmet("torchtrt_bridge", facts):
+        if name in facts.versions:
+            unfit.append((text, requirement))
+        elif name not in looked_after:
+            missing[name] = None
     if missing:
-        command = pip(*(requirement for _, requirement in missing))
-        yield Problem(f"torchtrt_bridge {'; '.join(text for text, _ in missing)}.", command, ROUTES)
+        names = [name.replace("_", "-") for name in missing]
+        yield Problem(f"Not installed, and needed: {', '.join(names)}.", pip(*names), EVERYTHING)
+    if unfit:
+        command = pip(*(requirement for _, requirement in unfit))
+        yield Problem(f"torchtrt_bridge {'; '.join(text for text, _ in unfit)}.", command, EVERYTHING)
 
 
 _RULES: tuple[Callable[[Facts], Iterator[Problem]], ...] = (
@@ -253,7 +266,7 @@ def _for_torch(name: str, facts: Facts) -> str:
     minor = facts.minor("torch")
     if name == "torch-tensorrt-rtx" and _numbers(minor) <= (2, 11):
         return f"{name}==2.14.*"  # 2.11 imports with no TensorRT for RTX that pip installs; this brings a newer torch
-    return f"{name}=={minor}.*"
+    return f"{name}=={minor}.*" if minor else name
 
 
 def _unmet(name: str, facts: Facts) -> Iterator[tuple[str, str, str]]:
