@@ -300,7 +300,7 @@ class _Slot:
         where the size depends on the data."""
         shape = tuple(self._context.get_tensor_shape(binding.name))
         if all(size >= 0 for size in shape):
-            return torch.empty(1, dtype=binding.dtype, device=self._device).expand(shape)
+            return torch.empty((), dtype=binding.dtype, device=self._device).expand(shape)
         if binding.name not in self._allocators:
             self._allocators[binding.name] = _output_allocator(self._engine)
             self._context.set_output_allocator(binding.name, self._allocators[binding.name])

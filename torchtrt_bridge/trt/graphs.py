@@ -142,7 +142,7 @@ class Graph:
         self._results = [_buffer(shape, binding.dtype, self._device) for binding, shape in zip(outputs, shapes)]
         for binding, result in zip(outputs, self._results):
             context.set_tensor_address(binding.name, result.data_ptr() or scratch.data_ptr())
-        self._layouts = [(result.shape, result.stride(), result.dtype) for result in self._results]
+        self._layouts = [(tuple(result.shape), result.stride(), result.dtype) for result in self._results]
         self._own: dict[int, torch.Tensor] = {}
         self._addresses: dict[int, int] = {}
         self._seen: collections.OrderedDict[tuple[int, ...], None] = collections.OrderedDict()
