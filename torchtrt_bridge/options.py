@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from .errors import InvalidOption
 
@@ -26,6 +28,9 @@ class BuildOptions:
         kernel_specialization: how kernels for dynamic shapes are chosen when the engine runs (RTX only): ``"lazy"``
             (its default: general ones first, special ones swapped in when compiled), ``"eager"``, or ``"none"``, with
             which the same shape always runs the same kernels, so that results repeat to the last bit.
+        torch_tensorrt: further settings of the route ``"torch_tensorrt"``, by the names that its CompilationSettings
+            has: ``{"decompose_attention": True}``. Those that are not a matter of how the plan is built are refused
+            (see ``docs/routes.md``).
 
     Raises:
         InvalidOption: a value outside its range.
@@ -38,6 +43,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     kernel_specialization: str | None = None
+    torch_tensorrt: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.workspace is not None and (type(self.workspace) is not int or self.workspace <= 0):
@@ -49,4 +55,10 @@ class BuildOptions:
         if self.kernel_specialization not in (None, "lazy", "eager", "none"):
             raise InvalidOption(
                 f"BuildOptions(kernel_specialization={self.kernel_specialization!r}): it is 'lazy', 'eager' or 'none'."
+            )
+        named = isinstance(self.torch_tensorrt, Mapping) and all(isinstance(name, str) for name in self.torch_tensorrt)
+        if not named:
+            raise InvalidOption(
+                f"BuildOptions(torch_tensorrt={self.torch_tensorrt!r}): give its settings by name, as"
+                " {'decompose_attention': True}."
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .backends.base import Artifact, Place
-from .backends.onnx import input_names, output_names
+from .backends.interface import input_names, output_names
 from .backends.onnx_graph import OPSETS, save, to_onnx
 from .capture import CapturedModel, reproducible
 from .dynamic import shapes_for

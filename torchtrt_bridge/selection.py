@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .backends.base import Artifact, Backend, Place
 from .backends.onnx import OnnxBackend
 from .backends.torch2trt import Torch2TrtBackend
+from .backends.torch_tensorrt import TorchTensorRTBackend
 from .errors import BackendUnavailable, BridgeError, ConversionFailed, InvalidOption, VerificationFailed, nearest
 from .progress import Stages
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("torchtrt_bridge")
 
-BACKENDS: tuple[Backend, ...] = (OnnxBackend(), Torch2TrtBackend())
+BACKENDS: tuple[Backend, ...] = (OnnxBackend(), TorchTensorRTBackend(), Torch2TrtBackend())
 """In the order in which ``backend="auto"`` tries them: that of the table in ``docs/choosing.md``, fastest first."""
 
 CHOICES = ("auto", "fastest")

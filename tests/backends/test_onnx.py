@@ -243,4 +243,4 @@ def test_convolution_and_batch_norm_build_and_compute_in_every_precision(precisi
 def test_the_profile_is_the_ranges_of_the_inputs(transformer):
     said = {"x": {0: ttb.Dim(0, 2, 4), 1: ttb.Dim(3, 5, 7)}}
     signature = capture(transformer, torch.randn(2, 5, 16), dynamic_shapes=said).signature
-    assert route._profile(signature) == {"x": ((1, 3, 16), (2, 5, 16), (4, 7, 16))}
+    assert route.profile(signature) == {"x": ((1, 3, 16), (2, 5, 16), (4, 7, 16))}

@@ -6,7 +6,6 @@ On the CPU the same ONNX model runs on ONNX Runtime (fp32), or the cast program 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +15,15 @@ import torch
 from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
-from ..dynamic import shapes_for
-from ..errors import BuildFailed, ConversionFailed, InvalidOption
+from ..errors import BuildFailed, ConversionFailed
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
 from ..signature import Signature
 from .base import Artifact, Place, Segment, Support
+from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
 
 _log = logging.getLogger("torchtrt_bridge")
-_FLAT_DTYPES = "float32 float16 bfloat16 int64 int32 int8 uint8 bool".split()
 _ORT_DTYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
 
 
@@ -36,11 +34,7 @@ class OnnxBackend:
 
     def supports(self, captured: CapturedModel, place: Place) -> Support:
         """Dtypes at the edges; operators are known only by trying."""
-        reasons = tuple(
-            f"{spec!r}: TensorRT has no {spec.dtype} inputs or results"
-            for spec in (*captured.signature.inputs, *captured.signature.outputs)
-            if spec.dtype not in _FLAT_DTYPES and place.needs_plan
-        )
+        reasons = unknown_dtypes(captured.signature) if place.needs_plan else ()
         return Support(self.name, not reasons, reasons)
 
     def convert(
@@ -70,24 +64,6 @@ class OnnxBackend:
                 "notes": [*cast.notes, *notes],
             },
         )
-
-
-def input_names(signature: Signature) -> list[str]:
-    """The ONNX model's input names: the user's own."""
-    return [spec.name for spec in signature.inputs]
-
-
-def output_names(signature: Signature) -> list[str]:
-    """The ONNX model's output names: the user's own, told apart from the inputs' and from one another."""
-    taken = set(input_names(signature))
-    names = []
-    for spec in signature.outputs:
-        name = spec.name
-        while name in taken:
-            name = f"{name}_out"
-        taken.add(name)
-        names.append(name)
-    return names
 
 
 def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
@@ -131,14 +107,8 @@ def _plan(
     """A TensorRT plan, from the newest opset that converts and builds."""
     from ..trt.build import build as build_plan
     from ..trt.request import Initializer, Request
-    from ..trt.targets import installed
 
-    if build.kernel_specialization is not None and not installed().has_runtime_config:
-        raise InvalidOption(
-            f"kernel_specialization: TensorRT's flavour {installed().name!r} ({installed().version}) chooses its"
-            " kernels when it builds; leave it out."
-        )
-    settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name != "kernel_specialization"}
+    settings = builder_settings(build)
     inputs, outputs = input_names(signature), output_names(signature)
     refusal: Exception | None = None
     for opset in OPSETS:
@@ -151,7 +121,7 @@ def _plan(
                 plan = build_plan(
                     Request(
                         model=proto,
-                        profile=_profile(signature),
+                        profile=profile(signature),
                         initializers=tuple(Initializer(name, *_memory(tensor)) for name, tensor in weights.items()),
                         target=None if place.target in (None, "portable") else place.target,
                         **settings,
@@ -167,43 +137,10 @@ def _plan(
             continue
         engine = torch.frombuffer(plan.data, dtype=torch.uint8)
         segment = Segment("tensorrt", tuple(inputs), tuple(outputs), engine=engine)
-        made = {
-            "opset": opset,
-            "flavour": plan.flavor,
-            "tensorrt": plan.version,
-            "target": _target(plan.flavor, plan.target, build, place),
-            "gpu": torch.cuda.get_device_name(place.device) if place.target is None else "",
-            "version_compatible": build.version_compatible,
-            "tf32": build.tf32,
-            "kernel_specialization": build.kernel_specialization,
-            "layers": plan.num_layers,
-        }
+        made = plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, build, place)
         notes = [] if refusal is None else [f"opset {opset} is in use, without fused attention: {refusal}"]
-        return segment, made, notes
+        return segment, {"opset": opset, **made}, notes
     raise AssertionError("OPSETS is empty")
-
-
-def _target(flavour: str, target: str | None, build: BuildOptions, place: Place) -> str:
-    """What the plan runs on, for the manifest. RTX plans for no named target run from sm80 on, wherever built."""
-    if target is not None:
-        return target
-    if flavour == "tensorrt_rtx" or build.hardware_compatible:
-        return "portable"
-    major, minor = torch.cuda.get_device_capability(place.device)
-    return f"sm{major}{minor}"
-
-
-def _profile(signature: Signature) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """The optimization profile. TensorRT's sizes begin at 1; an empty call never reaches it."""
-    ranges = [
-        shapes_for(signature.inputs, {name: max(1, getattr(dim, which)) for name, dim in signature.dims.items()})
-        for which in ("min", "opt", "max")
-    ]
-    return {
-        spec.name: (smallest, usual, largest)
-        for spec, smallest, usual, largest in zip(signature.inputs, *ranges)
-        if any(isinstance(size, str) for size in spec.shape)
-    }
 
 
 def _memory(tensor: Any) -> tuple[int, int, Any]:

@@ -7,7 +7,6 @@ makes plans only, so it has nothing for the CPU.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,14 +15,14 @@ import torch
 from torch import nn
 
 from ..capture import CapturedModel, reproducible
-from ..errors import ConversionFailed, InvalidOption
+from ..errors import ConversionFailed
 from ..export_lock import export_lock
 from ..options import BuildOptions
 from ..precision import Precision
 from ..signature import Signature
 from ..structure import describe, leaves, rebuild
 from .base import Artifact, Place, Segment, Support
-from .onnx import _FLAT_DTYPES, _profile, _target, input_names, output_names
+from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 
 
 class Torch2TrtBackend:
@@ -39,11 +38,7 @@ class Torch2TrtBackend:
             return Support(self.name, False, ("it makes TensorRT plans only, which the CPU does not run",))
         if captured.model is None:
             return Support(self.name, False, ("it traces the eager model, and only its captured program is here",))
-        reasons = [
-            f"{spec!r}: TensorRT has no {spec.dtype} inputs or results"
-            for spec in (*captured.signature.inputs, *captured.signature.outputs)
-            if spec.dtype not in _FLAT_DTYPES
-        ]
+        reasons = [*unknown_dtypes(captured.signature)]
         missing = Library.missing()
         reasons += [missing] if missing is not None else []
         return Support(self.name, not reasons, tuple(reasons), missing=missing is not None)
@@ -59,22 +54,14 @@ class Torch2TrtBackend:
         """See :meth:`.base.Backend.convert`."""
         from ..trt.build import build as build_plan
         from ..trt.request import Request
-        from ..trt.targets import installed
 
-        bound = installed()
-        if build.kernel_specialization is not None and not bound.has_runtime_config:
-            raise InvalidOption(
-                f"kernel_specialization: TensorRT's flavour {bound.name!r} ({bound.version}) chooses its kernels when"
-                " it builds; leave it out."
-            )
-        wanted = {field.name for field in dataclasses.fields(Request)}
-        settings = {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name in wanted}
+        settings = builder_settings(build)
         maker = _Maker(captured, precision)
         with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
             plan = build_plan(
                 Request(
                     fill=maker,
-                    profile=_profile(captured.signature),
+                    profile=profile(captured.signature),
                     target=None if place.target in (None, "portable") else place.target,
                     **settings,
                 ),
@@ -93,14 +80,7 @@ class Torch2TrtBackend:
             provenance={
                 "torch": torch.__version__,
                 "torch2trt": maker.version,
-                "flavour": plan.flavor,
-                "tensorrt": plan.version,
-                "target": _target(plan.flavor, plan.target, build, place),
-                "gpu": torch.cuda.get_device_name(place.device) if place.target is None else "",
-                "version_compatible": build.version_compatible,
-                "tf32": build.tf32,
-                "kernel_specialization": build.kernel_specialization,
-                "layers": plan.num_layers,
+                **plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, build, place),
             },
             report={"kept_fp32": {}, "notes": maker.notes},
         )

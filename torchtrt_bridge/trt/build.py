@@ -11,6 +11,7 @@ import dataclasses
 import queue
 import threading
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -48,19 +49,36 @@ def build(
     """
     if on_gpu is None:
         on_gpu = torch.cuda.is_available()
-    try:
-        bound = flavor()
-        request = _for_this_gpu(request, bound, on_gpu)
-        check(request, bound)
-        if not on_gpu and not bound.can_build_without_gpu:
-            raise NoGpu(
-                f"{bound.name} {bound.version} builds only where there is a GPU; tensorrt_rtx builds without one"
-                " (pip install tensorrt_rtx)."
-            )
+    with own_errors():
+        request, bound = prepare(request, on_gpu)
         device = torch.cuda.current_device() if on_gpu else None
         if isolate or (isolate is None and not on_gpu and bound.needs_child_without_gpu):
             return build_in_child(request, bound, progress, device)
         return _build_here(request, progress, device)
+
+
+def prepare(request: Request, on_gpu: bool) -> tuple[Request, Flavor]:
+    """The request with its target, where that follows from the GPU here, and the TensorRT that can honour it.
+
+    Raises:
+        Unavailable, Refused, NoGpu: see :func:`own_errors`.
+    """
+    bound = flavor()
+    request = _for_this_gpu(request, bound, on_gpu)
+    check(request, bound)
+    if not on_gpu and not bound.can_build_without_gpu:
+        raise NoGpu(
+            f"{bound.name} {bound.version} builds only where there is a GPU; tensorrt_rtx builds without one"
+            " (pip install tensorrt_rtx)."
+        )
+    return request, bound
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Within, what TensorRT's side raises becomes an exception that a user can meet."""
+    try:
+        yield
     except Unavailable as error:
         raise BackendUnavailable(str(error)) from error
     except Failure as error:

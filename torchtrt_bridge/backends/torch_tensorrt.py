@@ -1,0 +1,251 @@
+"""The Torch-TensorRT route: captured program -> cast program -> its lowering and converters -> TensorRT's builder.
+
+On the CPU the cast program runs in PyTorch, once Torch-TensorRT's converters are seen to take all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..capture import CapturedModel
+from ..errors import UnsupportedLayer
+from ..options import BuildOptions
+from ..precision import Precision, cast_program
+from ..signature import Signature
+from .base import Artifact, Place, Segment, Support
+from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
+from .torch_tensorrt_settings import check_names
+
+#: The distributions that bring the module, and the TensorRT that each is made for.
+_DISTRIBUTIONS = {"torch-tensorrt-rtx": "tensorrt_rtx", "torch-tensorrt": "tensorrt"}
+
+
+class TorchTensorRTBackend:
+    """See the module's docstring."""
+
+    name = "torch_tensorrt"
+
+    def supports(self, captured: CapturedModel, place: Place) -> Support:
+        """Whether the package is there and fits; operators are what :meth:`refusals` is for."""
+        reasons = [*_unusable(place)]
+        if place.needs_plan:
+            reasons += unknown_dtypes(captured.signature)
+        return Support(self.name, not reasons, tuple(reasons))
+
+    def refusals(self, program: ExportedProgram, place: Place) -> dict[str, str]:
+        """The nodes that no converter takes, by name, and why; the program is neither run nor changed.
+
+        Raises:
+            BackendUnavailable: Torch-TensorRT is missing or broken.
+            ConversionFailed: its lowering fails, so that it has no answer.
+        """
+        from ..runtime.program import store
+        from .torch_tensorrt_worker import ask
+
+        bound = _bound()
+        job = {"kind": "refusals", "settings": {}, "capability": _capability(place)}
+        return ask(job, store(program), bound, device=_gpu(place), tensors=False)
+
+    def convert(
+        self,
+        captured: CapturedModel,
+        precision: Precision,
+        build: BuildOptions,
+        place: Place,
+        progress: Callable[[str, float], None],
+    ) -> Artifact:
+        """See :meth:`.base.Backend.convert`."""
+        check_names(build.torch_tensorrt)
+        cast = cast_program(captured.program, precision)
+        wires = tuple(input_names(captured.signature)), tuple(output_names(captured.signature))
+        notes: list[str] = []
+        if place.needs_plan:
+            built = build_plan(cast.program, captured.signature, build, place, progress)
+            segment = Segment("tensorrt", *wires, engine=built.engine)
+            made = plan_provenance(
+                built.flavor, built.version, built.target, sum(built.layers.values()), build, place
+            )
+            made["torch_tensorrt"] = built.torch_tensorrt
+        else:
+            from ..runtime.program import store
+
+            if refused := self.refusals(cast.program, place):
+                raise UnsupportedLayer(_all(refused, cast.program))
+            segment = Segment("torch", *wires, program=store(cast.program).owned())
+            made = {}
+            notes.append("Torch-TensorRT would take every operator; on the CPU, PyTorch runs the cast program")
+        return Artifact(
+            segments=(segment,),
+            signature=captured.signature,
+            backend=self.name,
+            precision=precision.name,
+            constants=captured.constants,
+            provenance={"torch": torch.__version__, **made},
+            report={
+                "kept_fp32": {op: list(places) for op, places in cast.kept.items()},
+                "notes": [*cast.notes, *notes],
+            },
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Built:
+    """A plan and what it was built from: ``layers`` and ``types`` count the layers of TensorRT's network and the dtypes
+    of what they make, ``results`` has the dtype of each result by name (in TensorRT's words: ``"FLOAT"``)."""
+
+    engine: torch.Tensor = dataclasses.field(repr=False)
+    flavor: str
+    version: str
+    torch_tensorrt: str
+    target: str | None
+    layers: Mapping[str, int]
+    types: Mapping[str, int]
+    results: Mapping[str, str]
+    warnings: list[str]
+    convert_seconds: float
+    build_seconds: float
+
+
+def build_plan(
+    program: ExportedProgram,
+    signature: Signature,
+    build: BuildOptions,
+    place: Place,
+    progress: Callable[[str, float], None],
+) -> Built:
+    """The plan of a cast program.
+
+    Raises:
+        UnsupportedLayer, ConversionFailed, BuildFailed, BuildCrashed, InvalidOption, BackendUnavailable.
+    """
+    from ..runtime.program import store
+    from ..trt.build import own_errors, prepare
+    from ..trt.request import Request
+    from .torch_tensorrt_worker import ask
+
+    stored = store(program)
+    with own_errors():
+        request, bound = prepare(
+            Request(
+                b"",
+                profile(signature),
+                target=None if place.target in (None, "portable") else place.target,
+                **builder_settings(build),
+            ),
+            on_gpu=torch.cuda.is_available(),
+        )
+    plain = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+    if request.timing_cache is not None:
+        plain["timing_cache"] = str(pathlib.Path(request.timing_cache).absolute())
+    job = {
+        "kind": "plan",
+        "request": {k: v for k, v in plain.items() if k not in ("model", "initializers")},
+        "settings": dict(build.torch_tensorrt),
+        "capability": _capability(place),
+        "inputs": [
+            (spec.name, spec.dtype, [-1 if isinstance(size, str) else size for size in spec.shape])
+            for spec in signature.inputs
+        ],
+        "outputs": [(name, spec.dtype) for name, spec in zip(output_names(signature), signature.outputs)],
+    }
+    return ask(job, stored, bound, device=_gpu(place), tf32=build.tf32, progress=progress, read=_read)
+
+
+def _read(folder: pathlib.Path, answer: Mapping[str, Any]) -> Built:
+    path = folder / "plan"
+    engine = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    with open(path, "rb") as file:
+        file.readinto(engine.numpy().data)
+    return Built(engine, **answer)
+
+
+def _bound() -> Any:
+    from ..trt.targets import installed
+
+    return installed()
+
+
+def _gpu(place: Place) -> int | None:
+    """The GPU that Torch-TensorRT's process may use: the place's, or, for a plan that runs elsewhere, the current."""
+    if not torch.cuda.is_available():
+        return None
+    return place.device.index if place.device.index is not None else torch.cuda.current_device()
+
+
+def _capability(place: Place) -> tuple[int, int]:
+    """The compute capability of the GPU that the plan is for; of a portable plan, Ampere's."""
+    if place.target is not None and place.target != "portable":
+        number = place.target.removeprefix("sm")
+        if number.isdecimal() and len(number) > 1:
+            return int(number[:-1]), int(number[-1])
+    if place.target is None and place.device.type == "cuda":
+        return torch.cuda.get_device_capability(place.device)
+    return 8, 0
+
+
+def _unusable(place: Place) -> list[str]:
+    """Why Torch-TensorRT cannot be used here. It is not imported for that: see :mod:`.torch_tensorrt_worker`."""
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        return ["torch_tensorrt is not installed; pip install torch-tensorrt-rtx (or torch-tensorrt)"]
+    found = {name: d for name in _DISTRIBUTIONS if (d := _distribution(name)) is not None}
+    if not found:
+        return []
+    name, distribution = next(iter(found.items()))
+    reasons = []
+    for needed in distribution.requires or ():
+        if (clash := _clash(needed)) is not None:
+            reasons.append(f"{name} {distribution.version} needs {clash}")
+    try:
+        bound = _bound()
+    except Exception as error:  # no TensorRT at all
+        return [*reasons, str(error).splitlines()[0]]
+    if bound.name != _DISTRIBUTIONS[name]:
+        reasons.append(
+            f"{name} is made for {_DISTRIBUTIONS[name]}, and this process uses {bound.name}; the environment variable"
+            f" TORCHTRT_BRIDGE_TENSORRT={_DISTRIBUTIONS[name]} picks the other"
+        )
+    elif place.needs_plan and not bound.can_build_without_gpu and not torch.cuda.is_available():
+        reasons.append(f"{bound.name} {bound.version} builds only where there is a GPU")
+    return reasons
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _clash(needed: str) -> str | None:
+    """``torch<2.15.0,>=2.14.0, and 2.11.0 is here`` where the torch here does not fit; None where it does."""
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(needed)
+    if requirement.name != "torch" or requirement.marker is not None:
+        return None
+    here = torch.__version__.partition("+")[0]
+    fits = requirement.specifier.contains(here, prereleases=True)
+    return None if fits else f"{requirement}, and {here} is here"
+
+
+def _all(refused: Mapping[str, str], program: ExportedProgram) -> str:
+    """Every reason once, with the first module it comes from."""
+    places: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.name in refused:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            module = stack[-1][0].removeprefix("model").removeprefix(".") if stack else ""
+            places.setdefault(refused[node.name], module or "the top module")
+    reasons = [f"{reason} (in {module})" for reason, module in places.items()]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{'; '.join(reasons[:3])}{more}."
+
+
