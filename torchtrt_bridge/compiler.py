@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .backends.base import Artifact, Place
+from .backends.torch_tensorrt_settings import check_route
 from .capture import CapturedModel, capture
 from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
 from .options import BuildOptions
@@ -181,6 +182,8 @@ class Options:
         if not isinstance(verify, (bool, Tolerance)):
             raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
         candidates(backend)
+        if build is not None:
+            check_route(build.torch_tensorrt, backend)
         TRTModule(max_contexts=max_contexts, cuda_graph=cuda_graph, max_graphs=max_graphs)
         build = build or BuildOptions()
         return cls(

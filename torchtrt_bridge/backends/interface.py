@@ -1,4 +1,4 @@
-"""What the graph routes share: the tensors of an engine, as the Signature has them; settings and provenance of a plan."""
+"""What the graph routes share: an engine's tensors, as the Signature has them; a plan's settings and provenance."""
 
 from __future__ import annotations
 

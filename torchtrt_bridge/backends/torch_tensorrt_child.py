@@ -27,6 +27,7 @@ import torch
 
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed, UnsupportedLayer
 from ..runtime.program import restore
+from ..trt.build import own_errors
 from ..trt.builder import _add_profile, _configure, _make_builder, _serialize, _timing_cache, _why, check
 from ..trt.flavor import flavor
 from ..trt.log import listening
@@ -54,8 +55,10 @@ def main() -> None:
             job = json.loads((folder / "job.json").read_text("utf-8"))
             _log_to(reports, job["debug"])
             with listening(echo=lambda line: print(line, file=sys.stderr, flush=True)):
-                reports.send(answer=_ANSWERS[job["kind"]](job, folder, reports.progress))
-        except (BridgeError, Failure) as error:
+                with own_errors():
+                    answer = _ANSWERS[job["kind"]](job, folder, reports.progress)
+            reports.send(answer=answer)
+        except BridgeError as error:
             reports.send(error=type(error).__name__, text=str(error))
         except Exception as error:
             traceback.print_exc()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree
+from torch_tensorrt import ENABLED_FEATURES
 from torch_tensorrt.dynamo._settings import CompilationSettings
 from torch_tensorrt.dynamo.conversion import _TRTInterpreter as interpreter
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS
@@ -33,6 +35,7 @@ from ..trt.log import listening
 #: torch's dtypes that TensorRT has, by their names in both.
 _DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 _MARK = "torchtrt_bridge"
+_IS_RTX = bool(getattr(ENABLED_FEATURES, "tensorrt_rtx", False))
 
 
 def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModule:
@@ -86,17 +89,15 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
                 said = "".join(f"\n  {text}" for text in list(messages.errors)[-3:])
                 node = self._cur_node
                 what = f"{operator_name(node)}{place(node)}" if node is not None else "the model"
-                raise ConversionFailed(f"The torch_tensorrt route cannot convert {what}: {why}{said}") from error
+                unsupported = isinstance(error, (NotImplementedError, interpreter.UnsupportedOperatorException))
+                kind = UnsupportedLayer if unsupported else ConversionFailed
+                raise kind(f"The torch_tensorrt route cannot convert {what}: {why}{said}") from error
         self.network = self.ctx.net
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         name, dtype, shape = next(self._given)
-        tensor = self.network_input(name, dtype, shape)
-        self._input_names.append(name)
-        return tensor
-
-    def network_input(self, name: str, dtype: str, shape: Sequence[int]) -> Any:
-        return self.ctx.net.add_input(name=name, shape=tuple(shape), dtype=_trt_dtype(self._trt, dtype))
+        self._input_names.append(name)  # which converters of aliased results look at
+        return self.ctx.net.add_input(name=name, shape=tuple(shape), dtype=getattr(self._trt, dtype))
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Each result under its name and in its dtype, also one that is an input, a constant or another result."""
@@ -105,7 +106,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
         for value, (name, dtype) in zip(results, self._wanted, strict=True):
             made = isinstance(value, self._trt.ITensor)
             tensor = value if made else get_trt_tensor(self.ctx, value, f"{name}_constant")
-            wanted = _trt_dtype(self._trt, dtype)
+            wanted = getattr(self._trt, dtype)
             if tensor.dtype != wanted:
                 tensor = self._layer(self.ctx.net.add_cast(tensor, wanted), f"cast_{name}")
             elif tensor.is_network_input or tensor.name in taken:
@@ -131,9 +132,7 @@ def refusals(program: ExportedProgram, settings: CompilationSettings) -> dict[st
     varies = _varying(graph)
     found: dict[str, str] = {}
     for node in graph.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output") or not varies[node]:
-            continue
-        reason = _refusal(node)
+        reason = _refusal(node) if varies[node] else None
         if reason is not None and (origin := _origin(node)) is not None:
             found.setdefault(origin, reason)
     return found
@@ -154,20 +153,22 @@ def place(node: Node) -> str:
 
 
 def _refuse_unsupported(graph: GraphModule) -> None:
-    reasons = [
-        f"{reason}{place(node)}"
-        for node in graph.graph.nodes
-        if node.op in ("call_function", "call_method", "call_module") and (reason := _refusal(node, types=False))
-    ]
+    refused = {node: reason for node in graph.graph.nodes if (reason := _refusal(node, types=False))}
+    reasons = list(dict.fromkeys(f"{reason}{place(node)}" for node, reason in refused.items()))
     if reasons:
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise UnsupportedLayer(f"{'; '.join(reasons[:3])}{more}.")
 
 
 def _refusal(node: Node, types: bool = True) -> str | None:
-    """Why no converter takes ``node``; None where one does."""
+    """Why no converter takes ``node``; None where one does, and for what only picks a result of another."""
+    if node.op not in ("call_function", "call_method", "call_module") or node.target is operator.getitem:
+        return None
     name = operator_name(node)
-    if DYNAMO_CONVERTERS.get(node) is None:
+    converter = DYNAMO_CONVERTERS.get(node)
+    if converter is not None and _IS_RTX and "needs_not_tensorrt_rtx" in getattr(converter[0], "__qualname__", ""):
+        return f"torch_tensorrt has no converter for {name} to TensorRT for RTX"
+    if converter is None:
         if DYNAMO_CONVERTERS.get_unvalidated(node.target) is None:
             return f"torch_tensorrt has no converter for {name}"
         return f"torch_tensorrt has no converter for {name} with these arguments or dynamic shapes"
@@ -217,10 +218,6 @@ def _unguarded(program: ExportedProgram) -> GraphModule:
     options: Mapping[str, Any] = {"check_guards": False}
     known = inspect.signature(program.module).parameters
     return program.module(**{name: value for name, value in options.items() if name in known})
-
-
-def _trt_dtype(trt: Any, name: str) -> Any:
-    return getattr(trt, name)
 
 
 def _qualified(target: Any) -> str:

@@ -61,6 +61,16 @@ REFUSED = {
 }
 
 
+def check_route(given: Mapping[str, Any], backend: str) -> None:
+    """Raises InvalidOption for settings that the route ``backend`` would not heed, or that no route would."""
+    if given and backend not in ("auto", "fastest", "torch_tensorrt"):
+        raise InvalidOption(
+            f"BuildOptions(torch_tensorrt=...) has settings of the route 'torch_tensorrt'; with backend={backend!r}"
+            " nothing would heed them."
+        )
+    check_names(given)
+
+
 def check_names(given: Mapping[str, Any]) -> None:
     """Raises InvalidOption for a setting that is refused whatever the version of Torch-TensorRT."""
     for name, value in given.items():
