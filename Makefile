@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.torchtrt_bridge-installed
 TYPES := $(VENV)/tensorrt-types
 
-.PHONY: test demo lint bench
+.PHONY: test demo lint bench sweep
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -q -m "not gpu"
@@ -29,6 +29,11 @@ bench: $(INSTALLED)
 	$(RUN) benchmarks/memory.py fp16
 	mkdir -p build
 	$(RUN) benchmarks/table.py --out build/table.json
+
+# Every case of the sweep of operators: on an NVIDIA GPU where there is one, else on the CPU (an hour); then the table.
+sweep: $(INSTALLED)
+	$(RUN) tests/sweep/run.py --out build/sweep
+	$(RUN) tests/sweep/table.py build/sweep
 
 $(INSTALLED): setup.py constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

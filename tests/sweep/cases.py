@@ -14,11 +14,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import operators
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-
-import operators
 
 #: (name, dtype of the sample, precision, dynamic shapes)
 VARIANTS = (
@@ -188,8 +187,8 @@ class Operator(nn.Module):
 def dynamic_axes(inputs: Sequence[torch.Tensor]) -> Iterator[dict[int, int]]:
     """Which axes to make dynamic: ``{number of the input: axis}``, all of one size; the likeliest choice first.
 
-    Axis 0 of every input that has the first one's size there, then each axis of the first input: together with that of
-    the inputs of the same rank and size (elementwise operators), then alone.
+    Each axis of the first input, the first one first: of every input that has the same size there, counted from the
+    front, counted from the end (as broadcasting does), and of the first input alone.
     """
     sized = [i for i, t in enumerate(inputs) if t.dim()]
     if not sized:
@@ -199,13 +198,11 @@ def dynamic_axes(inputs: Sequence[torch.Tensor]) -> Iterator[dict[int, int]]:
         size = inputs[lead].shape[axis]
         if size < 2:
             continue
-        from_the_end = axis - inputs[lead].dim()
-        together = {
-            i: axis if axis < inputs[i].dim() and inputs[i].dim() == inputs[lead].dim() else inputs[i].dim() + from_the_end
-            for i in sized
-            if inputs[i].dim() >= -from_the_end and inputs[i].shape[from_the_end] == size
-        }
+        back = axis - inputs[lead].dim()  # counted from the end, as broadcasting does
         leading = {i: axis for i in sized if inputs[i].dim() > axis and inputs[i].shape[axis] == size}
+        together = {
+            i: back + inputs[i].dim() for i in sized if inputs[i].dim() >= -back and inputs[i].shape[back] == size
+        }
         seen: list[dict[int, int]] = []
         for choice in (leading, together, {lead: axis}):
             if choice not in seen:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.unlink(missing_ok=True)
     done = {record["case"] for record in read(results)}
     jobs = _jobs(options, done)
-    print(f"{sum(map(len, jobs))} cases of {len(jobs)} operators, {options.workers} workers", flush=True)
+    print(f"on {options.where}: {sum(map(len, jobs))} cases of {len(jobs)} operators, {options.workers} workers", flush=True)
     _run_all(jobs, results, options)
     records = [r for r in read(results) if not options.only or re.search(options.only, r["case"])]
     summarize(records)
@@ -52,7 +52,7 @@ FAULTS = ("wrong", "raw error", "crash", "timeout")
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--where", choices=("cuda", "cpu", "build"), default="cpu", help="build: plans, not run")
+    parser.add_argument("--where", choices=("cuda", "cpu", "build"), help="build: plans, not run")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/sweep"))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per case, both columns together")
@@ -64,7 +64,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="a pattern of case names: operator/sample/variant")
     parser.add_argument("--fresh", action="store_true", help="forget the results that are there")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.where is None:
+        import torch
+
+        options.where = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
 
 
 def _jobs(options: argparse.Namespace, done: set[str]) -> list[list[str]]:
@@ -181,10 +186,9 @@ def _serve(where: str) -> int:
     """A worker: names in, records out, on what was standard output; what libraries print goes elsewhere."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    import torch
-
     import cases
     import operators
+    import torch
     from trial import attempt
 
     torch.set_num_threads(1)

@@ -11,7 +11,9 @@ The outcomes:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import math
 import time
 import traceback
@@ -19,14 +21,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import cases
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-import cases
 import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import reproducible
-from torchtrt_bridge.errors import BridgeError, CaptureFailed, InvalidInput
+from torchtrt_bridge.errors import BridgeError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _compile_and_compare(
         return Trial("raw error", error=type(error).__name__, detail=detail)
 
 
-_HAS_HYBRID = "hybrid" in __import__("inspect").signature(ttb.compile).parameters
+_HAS_HYBRID = "hybrid" in inspect.signature(ttb.compile).parameters
 
 
 def _summary(error: Exception) -> str:
@@ -198,8 +200,6 @@ def _export_refuses(
 
 def _wide(module: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
     """Eager's result in float64; None where an operator has no float64."""
-    import copy
-
     try:
         return copy.deepcopy(module).double()(*[t.double() if t.is_floating_point() else t.clone() for t in tensors])
     except Exception:
@@ -219,7 +219,8 @@ def _difference(actual: Any, expected: Any, wide: Any, precision: str) -> str | 
                 return f"result {number} is {a!r} instead of {b!r}"
             continue
         if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
-            return f"result {number} is {a.dtype}{list(a.shape)} on {a.device}, not {b.dtype}{list(b.shape)} on {b.device}"
+            kinds = [f"{t.dtype}{list(t.shape)} on {t.device}" for t in (a, b)]
+            return f"result {number} is {kinds[0]} instead of {kinds[1]}"
         reference = exact[number] if len(exact) == len(wanted) and isinstance(exact[number], torch.Tensor) else None
         text = _values_differ(a, b, reference, precision)
         if text:
@@ -255,4 +256,5 @@ def _values_differ(a: torch.Tensor, b: torch.Tensor, exact: torch.Tensor | None,
     share = bad.double().mean().item()
     if not share or (precision == "fp16" and share <= 0.05 and bool(a.isfinite()[bad].all())):
         return None
-    return f"{share:.1%} of elements are off, by {error[bad].max().item():.3g}; eager's root mean square is {rms.item():.3g}"
+    most = error[bad].max().item()
+    return f"{share:.1%} of elements are off, by up to {most:.3g}, where eager's root mean square is {rms.item():.3g}"
