@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.unlink(missing_ok=True)
     done = {record["case"] for record in read(results)}
     jobs = _jobs(options, done)
-    print(f"on {options.where}: {sum(map(len, jobs))} cases of {len(jobs)} operators, {options.workers} workers", flush=True)
+    cases = sum(map(len, jobs))
+    print(f"on {options.where}: {cases} cases of {len(jobs)} operators, {options.workers} workers", flush=True)
     _run_all(jobs, results, options)
     records = [r for r in read(results) if not options.only or re.search(options.only, r["case"])]
     summarize(records)
