@@ -58,7 +58,8 @@ def compile(
         inputs: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. Their shapes are fixed unless made dynamic below.
         precision: ``"fp32"`` (true fp32), ``"fp16"`` or ``"bf16"``. Inputs and results keep the model's dtypes.
-        backend: ``"auto"`` (the first route that converts and verifies) or a route's name.
+        backend: ``"auto"`` (the first route that converts and verifies), ``"fastest"`` (every route that can, measured
+            here; the choice is kept for the next compilation of the same model) or a route's name.
         dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
         dynamic_batch: ``(min, opt, max)``, the short form for axis 0 of every input with the first one's batch size.
         device: where the result runs; None means where the model's parameters are. On the CPU, ONNX Runtime or
@@ -190,7 +191,7 @@ class Options:
             Precision.parse(precision), backend, build, verify, source, max_contexts, cuda_graph, max_graphs
         )
 
-    def module(self, artifact: Artifact, place: Place) -> TRTModule:
+    def module(self, artifact: Artifact, place: Place, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
         """The module that runs ``artifact`` where it is to run."""
         return TRTModule(
             None if place.target else place.device,
@@ -198,6 +199,7 @@ class Options:
             cuda_graph=self.cuda_graph,
             max_graphs=self.max_graphs,
             _artifact=artifact,
+            _caches=caches,
         )
 
     @property
@@ -221,41 +223,17 @@ def ordinary_tensors() -> Iterator[None]:
 
 def make(captured: CapturedModel, place: Place, options: Options, stages: Stages, origin: Origin) -> TRTModule:
     """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
+    finish = Finish(captured, place, options, stages, origin)
+    if options.backend == "fastest":
+        from .fastest import fastest
 
-    def finish(artifact: Any) -> TRTModule:
-        artifact = dataclasses.replace(artifact, origin=origin)
-        if options.source:
-            from .runtime.program import store
-
-            artifact = dataclasses.replace(artifact, source=store(captured.program).owned())
-        with stages("loading"):
-            module = options.module(artifact, place)
-        rows: tuple[Row, ...] = ()
-        notes = list(artifact.report.get("notes", ()))
-        if not place.needs_plan and options.build != BuildOptions():
-            notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
-        if place.target:
-            notes.append("the engine was built for a GPU elsewhere and has not been run")
-        elif options.verify is False:
-            notes.append("verify=False: the results were not compared with the eager model's")
-        else:
-            with stages("verifying"):
-                rows = verify_against_eager(captured, module.run_settled, options.precision, options.tolerance)
-        report = Report(
-            backend=artifact.backend,
-            precision=options.precision.name,
-            runtime=artifact.segments[0].runtime,
-            where=str(place),
-            seconds=stages.seconds(),
-            kept_fp32=artifact.report.get("kept_fp32", {}),
-            verification=tuple(dataclasses.asdict(row) for row in rows),
-            notes=tuple(notes),
-            cuda_graph=module.cuda_graph,
+        module = fastest(
+            captured, options.precision, options.build, place, stages, finish, options.cuda_graph, options
         )
-        module.set_report(report)
-        return module
-
-    module = convert_and_check(captured, options.precision, options.build, place, options.backend, stages, finish)
+    else:
+        module = convert_and_check(
+            captured, options.precision, options.build, place, options.backend, stages, finish
+        )
     if not place.needs_plan:
         warnings.warn(
             "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"
@@ -264,6 +242,69 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
             stacklevel=3,
         )
     return module
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """From an artifact to a verified module with a report."""
+
+    captured: CapturedModel
+    place: Place
+    options: Options
+    stages: Stages
+    origin: Origin
+
+    def __call__(self, artifact: Artifact) -> TRTModule:
+        return self.check(self.load(artifact))
+
+    def load(self, artifact: Artifact, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
+        """The module that runs ``artifact``; ``caches`` are kernels that were compiled for it before."""
+        artifact = dataclasses.replace(artifact, origin=self.origin)
+        if self.options.source:
+            from .runtime.program import store
+
+            artifact = dataclasses.replace(artifact, source=store(self.captured.program).owned())
+        with self.stages("loading"):
+            return self.options.module(artifact, self.place, caches)
+
+    def check(self, module: TRTModule) -> TRTModule:
+        """Compare with eager, where that was asked for, and put all that is known into the report.
+
+        Raises:
+            VerificationFailed: see :func:`.verify.verify`.
+        """
+        options, place, made = self.options, self.place, module.made
+        rows: tuple[Row, ...] = ()
+        notes = [note for note in made.report.get("notes", ()) if note not in _own_notes(options, place)]
+        notes += _own_notes(options, place)
+        if not place.target and options.verify is not False:
+            with self.stages("verifying"):
+                rows = verify_against_eager(self.captured, module.run_settled, options.precision, options.tolerance)
+        module.set_report(
+            Report(
+                backend=made.backend,
+                precision=options.precision.name,
+                runtime=made.segments[0].runtime,
+                where=str(place),
+                seconds=self.stages.seconds(),
+                kept_fp32=made.report.get("kept_fp32", {}),
+                verification=tuple(dataclasses.asdict(row) for row in rows),
+                notes=tuple(notes),
+                cuda_graph=module.cuda_graph,
+            )
+        )
+        return module
+
+
+def _own_notes(options: Options, place: Place) -> list[str]:
+    notes = []
+    if not place.needs_plan and options.build != BuildOptions():
+        notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
+    if place.target:
+        notes.append("the engine was built for a GPU elsewhere and has not been run")
+    elif options.verify is False:
+        notes.append("verify=False: the results were not compared with the eager model's")
+    return notes
 
 
 def _capture(model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, stages: Stages) -> CapturedModel:

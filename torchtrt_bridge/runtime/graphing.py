@@ -44,6 +44,14 @@ def check_runtime(cuda_graph: bool | str, artifact: Artifact) -> None:
         )
 
 
+def variant(execution: Any, graph: bool, max_graphs: int) -> Any:
+    """``execution`` with CUDA graphs, or without; None where it cannot have them."""
+    if not hasattr(execution, "with_graphs"):
+        return None if graph else execution
+    other = execution.with_graphs(max_graphs if graph else 0)
+    return None if graph and other.graph_refusal is not None else other
+
+
 def state(execution: Any) -> str:
     """For a report: ``"on"``, ``"off"``, or ``"off: "`` and why, where it was wanted."""
     if getattr(execution, "graph_refusal", None) is not None:

@@ -406,6 +406,31 @@ class TRTModule(OneEngine):
                 outputs = self.run_flat(tensors)
         return outputs
 
+    def execution(self, graph: bool) -> Execution | None:
+        """What runs this module's engine with CUDA graphs, or without, whatever was asked for; None where there can be
+        no graph."""
+        execution = self._execution or self._start()
+        return graphing.variant(execution, graph, self._max_graphs)
+
+    def settle_graph(self, graph: bool) -> None:
+        """Run with CUDA graphs from now on, or without, as was measured to be best; it is saved with the module."""
+        execution = self.execution(graph)
+        assert execution is not None
+        artifact = self._loaded()
+        if artifact.segments[0].runtime == "tensorrt":
+            provenance = {**artifact.provenance, "cuda_graph": graph}
+            self._artifact = dataclasses.replace(artifact, provenance=provenance)
+        self._execution = execution
+
+    @property
+    def made(self) -> Artifact:
+        """What the module runs."""
+        return self._loaded()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The saved form: what the state dict holds, and files."""
+        return self._tensors()
+
     def set_report(self, report: Report) -> None:
         """Replace what :attr:`report` says."""
         self._artifact = dataclasses.replace(self._loaded(), report=report.to_dict())

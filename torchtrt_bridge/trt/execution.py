@@ -66,6 +66,7 @@ class Execution:
         must_graph: bool = False,
     ):
         self.engine = engine
+        self._names = (tuple(inputs), tuple(outputs))
         self._wanted = _Wanted(graphs, must_graph)
         self._index = engine.device.index or 0
         self._inputs = order(engine.inputs, inputs)
@@ -97,6 +98,11 @@ class Execution:
     def graph_refusal(self) -> str | None:
         """Why there are no CUDA graphs although they were wanted; None where there are, may be, or were not wanted."""
         return self._wanted.refusal
+
+    def with_graphs(self, graphs: int) -> Execution:
+        """The same engine with contexts of its own, which keep graphs for so many sets of shapes."""
+        names = self._names
+        return Execution(self.engine, *names, self._check, self.kernels(), self._max_contexts, graphs=graphs)
 
     def kernels(self) -> torch.Tensor:
         """The runtime cache to save: the fullest of the contexts', or the one that was given."""

@@ -1,0 +1,173 @@
+"""``backend="fastest"``: every route that can, built, verified and measured here; the decision is kept between processes.
+
+What is kept is the winner's saved form under the model's fingerprint (:mod:`.fingerprint`), so that the same model
+compiled again builds nothing. It is verified like any other module, and left aside where it does not hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .backends.base import Artifact, Place
+from .cache import Cache
+from .capture import CapturedModel
+from .dynamic import resize, shapes_for
+from .errors import BridgeError, InvalidOption
+from .fingerprint import Indescribable, fingerprint
+from .measuring import Timing, measure
+from .progress import Stages
+from .selection import Attempt, Attempts, candidates, set_rows
+
+if TYPE_CHECKING:
+    from .options import BuildOptions
+    from .precision import Precision
+    from .runtime.module import TRTModule
+
+_log = logging.getLogger("torchtrt_bridge")
+
+BUDGET_S = 5.0
+"""Most seconds that the rounds of a measurement take."""
+
+
+class Finish(Protocol):
+    """What becomes of an artifact: a module, verified, with a report."""
+
+    def load(self, artifact: Artifact, caches: Sequence[torch.Tensor] = ()) -> TRTModule: ...
+
+    def check(self, module: TRTModule) -> TRTModule:
+        """Raises VerificationFailed; else the module has its report."""
+        ...
+
+
+def fastest(
+    captured: CapturedModel,
+    precision: Precision,
+    build: BuildOptions,
+    place: Place,
+    stages: Stages,
+    finish: Finish,
+    cuda_graph: bool | str,
+    options: Any,
+) -> TRTModule:
+    """The module of the route that is fastest here, at the usual sizes, plain or through a CUDA graph.
+
+    Args:
+        cuda_graph: True or False measure that alone.
+        options: all that was asked for, as a dataclass: part of what a kept decision is found by.
+
+    Raises:
+        InvalidOption: the result is for a GPU elsewhere.
+        BridgeError: no route could; see :meth:`.selection.Attempts.error`.
+    """
+    if place.target:
+        raise InvalidOption(
+            "backend='fastest' measures on the GPU that is here, and this build is for one elsewhere. Name a route, or"
+            " leave backend='auto'."
+        )
+    cache = Cache()
+    with stages("looking it up"):
+        key = _key(captured, place, options) if cache.folder is not None else None
+        data = cache.get(key) if key is not None else None
+    if data is not None:
+        kept = _kept(data, finish)
+        if kept is not None:
+            return kept
+    attempts = Attempts()
+    made: dict[str, tuple[TRTModule, float]] = {}
+    for route in candidates("fastest"):
+        began = time.perf_counter()
+        module = attempts.make(
+            route, captured, precision, build, place, stages, lambda artifact: finish.check(finish.load(artifact))
+        )
+        if module is not None:
+            made[route.name] = module, time.perf_counter() - began
+    if not made:
+        raise attempts.error()
+    with stages("measuring"):
+        timings = _race({name: module for name, (module, _) in made.items()}, captured, place, cuda_graph)
+    best = timings[0]
+    route_name, graph = _parse(best.name)
+    module, _ = made[route_name]
+    module.settle_graph(graph)
+    finish.check(module)
+    rows = [_row(timing, best, made) for timing in timings]
+    set_rows(module, [*rows, *attempts.rows])
+    if key is not None:
+        cache.put(key, safetensors.torch.save(_owned(module.tensors())))
+    return module
+
+
+def _key(captured: CapturedModel, place: Place, options: Any) -> str | None:
+    try:
+        return "fastest " + fingerprint(captured, place, {"options": options})
+    except Indescribable as error:
+        _log.info("the choice is not kept for later: the model holds %s", error)
+        return None
+
+
+def _kept(data: bytes, finish: Finish) -> TRTModule | None:
+    """The module that was chosen before; None where it does not hold."""
+    from .runtime.artifact import from_tensors
+
+    try:
+        artifact, caches = from_tensors(safetensors.torch.load(data))
+        rows = artifact.report["routes"]
+        module = finish.check(finish.load(artifact, caches))
+    except (BridgeError, KeyError, safetensors.SafetensorError) as error:
+        _log.warning("what was chosen before does not hold any more, the routes are measured again: %s", error)
+        return None
+    report = module.report
+    notes = (*report.notes, "measured in an earlier compilation of the same model; nothing was built")
+    module.set_report(dataclasses.replace(report, routes=tuple(rows), notes=notes))
+    return module
+
+
+def _race(
+    modules: dict[str, TRTModule], captured: CapturedModel, place: Place, cuda_graph: bool | str
+) -> tuple[Timing, ...]:
+    """All modules, plain and through a CUDA graph, at the usual sizes."""
+    signature = captured.signature
+    shapes = shapes_for(signature.inputs, {name: max(1, dim.opt) for name, dim in signature.dims.items()})
+    inputs = [resize(tensor, shape).to(place.device) for tensor, shape in zip(captured.inputs, shapes)]
+    calls: dict[str, Callable[[], object]] = {}
+    for name, module in modules.items():
+        for graph in (False, True) if cuda_graph == "auto" else (bool(cuda_graph),):
+            run = module.execution(graph)
+            if run is not None:
+                calls[_name(name, graph)] = _call(run, inputs)
+    return measure(calls, place.device, budget=BUDGET_S)
+
+
+def _call(run: Callable[[list[torch.Tensor]], object], inputs: list[torch.Tensor]) -> Callable[[], object]:
+    return lambda: run(inputs)
+
+
+def _row(timing: Timing, best: Timing, made: dict[str, tuple[TRTModule, float]]) -> Attempt:
+    name, graph = _parse(timing.name)
+    chosen = timing is best
+    slower = timing.median / best.median - 1
+    reason = "" if chosen else f"{slower:.1%} slower than {best.name}"
+    outcome = "chosen" if chosen else "slower"
+    return Attempt(name, outcome, reason, made[name][1], timing.median * 1e3, graph)
+
+
+def _name(route: str, graph: bool) -> str:
+    return f"{route} with a CUDA graph" if graph else route
+
+
+def _parse(name: str) -> tuple[str, bool]:
+    route, _, graph = name.partition(" ")
+    return route, bool(graph)
+
+
+def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The file format refuses tensors that share memory."""
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
