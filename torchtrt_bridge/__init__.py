@@ -22,40 +22,50 @@ with contextlib.suppress(ImportError, OSError):
 
 if TYPE_CHECKING:
     from .compiler import build, compile
+    from .explaining import Explanation, explain
     from .loading import load
     from .precision import Precision
     from .report import Report
     from .structure import register_result
+    from .tools.benchmark import Benchmark, benchmark
     from .tools.doctor import doctor
     from .trt.targets import targets
     from .verify import Tolerance
 
 __all__ = [
+    "Benchmark",
     "BuildOptions",
     "Dim",
+    "Explanation",
     "Precision",
     "Report",
     "TRTModule",
     "Tolerance",
     "__version__",
+    "benchmark",
     "build",
     "compile",
     "doctor",
     "errors",
+    "explain",
     "load",
     "register_result",
     "targets",
 ]
 
 _LAZY = {
+    "Benchmark": "tools.benchmark",
     "Dim": "signature",
+    "Explanation": "explaining",
     "Precision": "precision",
     "Report": "report",
     "TRTModule": "runtime.module",
     "Tolerance": "verify",
+    "benchmark": "tools.benchmark",
     "build": "compiler",
     "compile": "compiler",
     "doctor": "tools.doctor",
+    "explain": "explaining",
     "load": "loading",
     "register_result": "structure",
     "targets": "trt.targets",

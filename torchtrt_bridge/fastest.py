@@ -1,4 +1,4 @@
-"""``backend="fastest"``: every route that can, built, verified and measured here; the decision is kept between processes.
+"""``backend="fastest"``: every route that can is built, verified and measured here; the decision is kept.
 
 What is kept is the winner's saved form under the model's fingerprint (:mod:`.fingerprint`), so that the same model
 compiled again builds nothing. It is verified like any other module, and left aside where it does not hold.

@@ -37,6 +37,12 @@ class OnnxBackend:
         reasons = unknown_dtypes(captured.signature) if place.needs_plan else ()
         return Support(self.name, not reasons, reasons)
 
+    def refusals(self, program: ExportedProgram, place: Place) -> dict[str, str]:
+        """See :meth:`.base.Backend.refusals`."""
+        from .onnx_refusals import refusals
+
+        return refusals(program, place)
+
     def convert(
         self,
         captured: CapturedModel,

@@ -45,7 +45,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     except ImportError as error:
         raise BackendUnavailable(f"The ONNX route needs onnxscript ({error}); pip install onnxscript.") from None
     try:
-        with export_lock, torch.no_grad(), _quiet():
+        with export_lock, torch.no_grad(), quiet():
             exported = torch.onnx.export(
                 _exportable(program),
                 (),
@@ -220,7 +220,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch.onnx prints its progress and warns of its own internals; a library should do neither."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -107,6 +107,11 @@ class Flavor:
         return hasattr(self.trt.Builder, "build_serialized_network_to_stream") and hasattr(self.trt, "IStreamWriter")
 
     @property
+    def has_data_dependent_sizes(self) -> bool:
+        """A result's size may depend on the data (RTX parses NonZero, and has no kernel for it)."""
+        return self._measures
+
+    @property
     def has_attention_layer(self) -> bool:
         """Attention is one layer, which may be fused or decomposed."""
         return hasattr(self.trt, "IAttentionBoundaryLayer")

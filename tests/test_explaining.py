@@ -1,0 +1,128 @@
+"""ttb.explain(): what stands in the way of each route, with its place in the model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from comparing import nothing_changes
+from torch import nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge import errors, selection
+from torchtrt_bridge.backends.base import Place
+from torchtrt_bridge.backends.onnx import OnnxBackend
+from torchtrt_bridge.capture import capture
+
+
+class Odd(nn.Module):
+    """aten.special_i0 has no ONNX form; aten.cdist is made of one that has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return torch.special.i0(y) + torch.special.i0(-y) + torch.cdist(y, y).sum(-1, keepdim=True)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.odd = Odd()
+
+    def forward(self, x):
+        return self.odd(self.stem(x)).tanh()
+
+
+X = torch.randn(3, 8)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return ttb.explain(Model().eval(), X)
+
+
+def answer(found, name):
+    return next(row for row in found.routes if row.route == name)
+
+
+def test_the_layers_in_the_way_are_named_with_their_places(found):
+    onnx = answer(found, "onnx")
+    assert not onnx.takes
+    layers = {layer.operator: layer for layer in onnx.layers}
+    assert set(layers) == {"aten.special_i0", "aten.cdist"}
+    assert layers["aten.special_i0"].place == layers["aten.cdist"].place == "odd"
+    assert layers["aten.special_i0"].count == 2
+    assert "aten._cdist_forward, which has no ONNX form" in layers["aten.cdist"].reason
+    assert onnx.taken == found.operations - 3 and 0.5 < found.share(onnx) < 1
+
+
+def test_what_is_said_is_what_happens(found):
+    captured, place = capture(Model().eval(), X), Place(torch.device("cpu"))
+    with pytest.raises(errors.ConversionFailed, match="i0|cdist"):
+        OnnxBackend().convert(captured, ttb.Precision.parse("fp32"), ttb.BuildOptions(), place, lambda *_: None)
+
+
+def test_a_model_without_obstacles():
+    found = ttb.explain(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU()).eval(), torch.ones(1, 3, 8, 8))
+    onnx = answer(found, "onnx")
+    assert onnx.takes and onnx.taken == found.operations == 3 and not onnx.layers and found.share(onnx) == 1.0
+
+
+def test_every_route_has_a_row_in_order(found):
+    assert [row.route for row in found.routes] == [route.name for route in selection.BACKENDS]
+
+
+def test_it_is_data_that_can_be_read(found):
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["routes"][0]["share"] == found.share(found.routes[0])
+    assert data["routes"][0]["layers"][0]["place"] == "odd"
+    for text in (repr(found), found._repr_html_()):
+        assert "aten.special_i0 in odd (2 times): is made of" in text and f"{found.operations} operations" in text
+    assert "<script>" not in ttb.Explanation("fp32", "<script>", 1, ())._repr_html_()
+
+
+def test_nothing_of_the_models_changes():
+    model = Model().eval()
+    with nothing_changes(model, X):
+        ttb.explain(model, X, "fp16")
+
+
+def test_a_route_that_breaks_while_it_answers_is_a_row(monkeypatch):
+    class Broken(OnnxBackend):
+        name = "broken"
+
+        def refusals(self, program, place):
+            raise errors.BackendUnavailable("broken.so: cannot open shared object file")
+
+    monkeypatch.setattr(selection, "BACKENDS", (Broken(), OnnxBackend()))
+    monkeypatch.setattr("torchtrt_bridge.explaining.BACKENDS", selection.BACKENDS)
+    found = ttb.explain(nn.Linear(8, 2).eval(), X)
+    assert [row.takes for row in found.routes] == [False, True] and "cannot open" in found.routes[0].reasons[0]
+
+
+class Found(nn.Module):
+    def forward(self, x):
+        return x.double().sum().float(), torch.nonzero(x > 0)
+
+
+def test_on_tensorrt_for_rtx_sizes_cannot_depend_on_the_data_and_there_is_no_float64():
+    pytest.importorskip("tensorrt_rtx")
+    found = ttb.explain(Found().eval(), X, target="portable")
+    reasons = {layer.operator: layer.reason for layer in answer(found, "onnx").layers}
+    assert "depends on the data" in reasons["aten.nonzero"]
+    assert any("float64, which TensorRT has not" in reason for reason in reasons.values())
+    assert answer(ttb.explain(Found().eval(), X), "onnx").takes  # ONNX Runtime has both
+
+
+def test_refusals_leave_the_program_alone():
+    captured = capture(Model().eval(), X)
+    before = str(captured.program)
+    first = OnnxBackend().refusals(captured.program, Place(torch.device("cpu")))
+    assert first and first == OnnxBackend().refusals(captured.program, Place(torch.device("cpu")))
+    assert str(captured.program) == before
+    assert set(first) <= {node.name for node in captured.program.graph.nodes}

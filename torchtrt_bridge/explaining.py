@@ -1,0 +1,197 @@
+"""ttb.explain(): what each route would do with a model and why, building nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import operator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from .backends.base import Backend, Place
+from .capture import CapturedModel, capture
+from .compiler import ordinary_tensors, parse_device
+from .errors import BridgeError
+from .precision import Precision
+from .selection import BACKENDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Operators of one kind in one module of the model that a route does not take.
+
+    Args:
+        operator: ``"aten.grid_sampler"``.
+        place: the path of the module in the model; empty for the model itself.
+        reason: why not.
+        count: how many of them.
+    """
+
+    operator: str
+    place: str
+    reason: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        times = f" ({self.count} times)" if self.count > 1 else ""
+        return f"{self.operator} in {self.place or 'the top module'}{times}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteAnswer:
+    """What one route says.
+
+    Args:
+        route: its name.
+        takes: whether it would try the model as a whole, and knows of nothing in the way.
+        reasons: why it would not try.
+        layers: what stands in the way.
+        taken: how many of the graph's operations it takes; None where only trying can tell.
+    """
+
+    route: str
+    takes: bool
+    reasons: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    taken: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What each route would do with a model, in the order in which ``backend="auto"`` tries them.
+
+    Args:
+        precision: the precision asked about.
+        where: the device, or the target, that was asked about.
+        operations: how many operations the captured graph has.
+        routes: the answers.
+    """
+
+    precision: str
+    where: str
+    operations: int
+    routes: tuple[RouteAnswer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; each route has its ``share`` of the operations too."""
+        data = dataclasses.asdict(self)
+        for row, answer in zip(data["routes"], self.routes):
+            row["share"] = self.share(answer)
+        return data
+
+    def share(self, answer: RouteAnswer) -> float | None:
+        """The share of the operations that a route takes, 0 to 1."""
+        return None if answer.taken is None else answer.taken / max(1, self.operations)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.operations} operations, {self.precision}, on {self.where}"]
+        for name, takes, share, why in self._rows():
+            lines.append(f"{name:<16}{takes:<5}{share:>7}  {why[0]}".rstrip())
+            lines += [f"{'':<30}{line}" for line in why[1:]]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        left = "style='text-align:left;vertical-align:top'"
+        head = "".join(f"<th {left}>{title}</th>" for title in ("route", "", "operations", "what stands in the way"))
+        body = "".join(
+            f"<tr><td {left}>{html.escape(name)}</td><td {left}>{takes}</td><td {left}>{share}</td>"
+            f"<td {left}>{'<br>'.join(map(html.escape, why))}</td></tr>"
+            for name, takes, share, why in self._rows()
+        )
+        caption = html.escape(f"{self.operations} operations, {self.precision}, on {self.where}")
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+    def _rows(self) -> list[tuple[str, str, str, list[str]]]:
+        rows = []
+        for answer in self.routes:
+            share = self.share(answer)
+            why = [*answer.reasons, *map(str, answer.layers)]
+            if not why:
+                why = [""] if share is not None else ["known by trying only"]
+            rows.append((answer.route, "yes" if answer.takes else "no", "" if share is None else f"{share:.1%}", why))
+        return rows
+
+
+def explain(
+    model: nn.Module,
+    inputs: Any,
+    precision: Any = "fp32",
+    *,
+    dynamic_shapes: Any = None,
+    dynamic_batch: tuple[int, int, int] | None = None,
+    device: torch.device | str | None = None,
+    target: str | None = None,
+) -> Explanation:
+    """What each route would do with ``model``, and why. The model is captured; nothing is converted or built.
+
+    A "yes" means that nothing is known to stand in the way: TensorRT's own builder has the last word.
+
+    Args:
+        target: ask about a GPU that is not here (see :func:`torchtrt_bridge.build`): ``"sm89"``, ``"portable"``.
+
+    The other arguments are those of :func:`torchtrt_bridge.compile`.
+
+    Raises:
+        CaptureFailed, InvalidInput, InvalidOption: as :func:`torchtrt_bridge.compile` raises them.
+
+    Example:
+        >>> import torch, torchtrt_bridge as ttb
+        >>> found = ttb.explain(torch.nn.Linear(4, 2).eval(), torch.randn(1, 4))
+        >>> found.routes[0].route, found.routes[0].takes, found.operations
+        ('onnx', True, 1)
+    """
+    wanted, parsed = parse_device(device), Precision.parse(precision)
+    with ordinary_tensors():
+        captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+        place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
+        work = {node.name: node for node in captured.program.graph.nodes if is_operation(node)}
+        answers = tuple(_answer(route, captured, place, work) for route in BACKENDS)
+    return Explanation(parsed.name, str(place), len(work), answers)
+
+
+def is_operation(node: Node) -> bool:
+    """Whether ``node`` computes tensors: what a share is counted in."""
+    value = node.meta.get("val")
+    tensors = isinstance(value, (torch.Tensor, list, tuple))
+    return node.op == "call_function" and node.target is not operator.getitem and tensors
+
+
+def place_of(node: Node) -> str:
+    """The path, in the user's model, of the module that ``node`` came from."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""
+
+
+def _answer(route: Backend, captured: CapturedModel, place: Place, work: dict[str, Node]) -> RouteAnswer:
+    support = route.supports(captured, place)
+    ask = getattr(route, "refusals", None)
+    if support.missing or ask is None:
+        return RouteAnswer(route.name, support.possible, support.reasons)
+    try:
+        refused = ask(captured.program, place)
+    except BridgeError as error:
+        return RouteAnswer(route.name, False, (*support.reasons, str(error).splitlines()[0]))
+    layers = _layers(captured.program, refused)
+    taken = len(work) - sum(name in refused for name in work)
+    return RouteAnswer(route.name, support.possible and not refused, support.reasons, layers, taken)
+
+
+def _layers(program: ExportedProgram, refused: dict[str, str]) -> tuple[Layer, ...]:
+    """The refused nodes, those alike in one module together, in the order of the graph."""
+    found: dict[tuple[str, str, str], int] = {}
+    for node in program.graph.nodes:
+        if node.name in refused:
+            name = str(node.target).removesuffix(".default")
+            key = name, place_of(node), _without(refused[node.name], name)
+            found[key] = found.get(key, 0) + 1
+    return tuple(Layer(*key, count) for key, count in found.items())
+
+
+def _without(reason: str, name: str) -> str:
+    """``reason`` without the operator's name at its start, which stands before it already."""
+    return reason.removeprefix(f"{name} ")
+
