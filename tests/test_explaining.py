@@ -41,6 +41,14 @@ class Model(nn.Module):
 X = torch.randn(3, 8)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _the_onnx_route_alone():
+    """Torch-TensorRT answers from a process of its own, which takes its time: one test asks it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "BACKENDS", (OnnxBackend(),))
+        yield
+
+
 @pytest.fixture(scope="module")
 def found():
     return ttb.explain(Model().eval(), X)
@@ -73,8 +81,19 @@ def test_a_model_without_obstacles():
     assert onnx.takes and onnx.taken == found.operations == 3 and not onnx.layers and found.share(onnx) == 1.0
 
 
-def test_every_route_has_a_row_in_order(found):
-    assert [row.route for row in found.routes] == [route.name for route in selection.BACKENDS]
+@pytest.mark.slow
+def test_every_route_has_a_row_in_order(monkeypatch):
+    from torchtrt_bridge.backends.torch2trt import Torch2TrtBackend
+    from torchtrt_bridge.backends.torch_tensorrt import TorchTensorRTBackend
+
+    monkeypatch.setattr(selection, "BACKENDS", (OnnxBackend(), TorchTensorRTBackend(), Torch2TrtBackend()))
+    found = ttb.explain(Model().eval(), X, target="portable")
+    assert [row.route for row in found.routes] == ["onnx", "torch_tensorrt", "torch2trt"]
+    _, torch_tensorrt, torch2trt = found.routes
+    assert torch2trt.taken is None  # its converters are for the eager model
+    if not torch_tensorrt.reasons:
+        assert "aten.special_i0" in {layer.operator for layer in torch_tensorrt.layers}
+        assert 0.5 < found.share(torch_tensorrt) < 1
 
 
 def test_it_is_data_that_can_be_read(found):
@@ -100,7 +119,6 @@ def test_a_route_that_breaks_while_it_answers_is_a_row(monkeypatch):
             raise errors.BackendUnavailable("broken.so: cannot open shared object file")
 
     monkeypatch.setattr(selection, "BACKENDS", (Broken(), OnnxBackend()))
-    monkeypatch.setattr("torchtrt_bridge.explaining.BACKENDS", selection.BACKENDS)
     found = ttb.explain(nn.Linear(8, 2).eval(), X)
     assert [row.takes for row in found.routes] == [False, True] and "cannot open" in found.routes[0].reasons[0]
 

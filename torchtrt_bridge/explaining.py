@@ -17,7 +17,7 @@ from .capture import CapturedModel, capture
 from .compiler import ordinary_tensors, parse_device
 from .errors import BridgeError
 from .precision import Precision
-from .selection import BACKENDS
+from .selection import candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def explain(
         captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
         work = {node.name: node for node in captured.program.graph.nodes if is_operation(node)}
-        answers = tuple(_answer(route, captured, place, work) for route in BACKENDS)
+        answers = tuple(_answer(route, captured, place, work) for route in candidates("auto"))
     return Explanation(parsed.name, str(place), len(work), answers)
 
 

@@ -35,10 +35,10 @@ class TorchTensorRTBackend:
 
     def supports(self, captured: CapturedModel, place: Place) -> Support:
         """Whether the package is there and fits; operators are what :meth:`refusals` is for."""
-        reasons = [*_unusable(place)]
-        if place.needs_plan:
-            reasons += unknown_dtypes(captured.signature)
-        return Support(self.name, not reasons, tuple(reasons))
+        unusable = [*_unusable(place)]
+        unknown = unknown_dtypes(captured.signature) if place.needs_plan else ()
+        reasons = (*unusable, *unknown)
+        return Support(self.name, not reasons, reasons, missing=bool(unusable))
 
     def refusals(self, program: ExportedProgram, place: Place) -> dict[str, str]:
         """The nodes that no converter takes, by name, and why; the program is neither run nor changed.
