@@ -252,7 +252,7 @@ def also_plans(make: Any, only: bool) -> Any:
     from torchtrt_bridge.backends.base import Place
 
     class Built(Exception):
-        __module__ = "torchtrt_bridge_tests"
+        __module__, __qualname__ = "torchtrt_bridge_tests", "Built"
 
     def both(captured: Any, place: Any, options: Any, stages: Any, *rest: Any) -> Any:
         unverified = dataclasses.replace(options, verify=False)

@@ -54,7 +54,9 @@ class Network:
         layer = self.real.add_constant(_plain(shape), self._held(weights))
         if layer is None:
             raise UnsupportedLayer(f"TensorRT refused a constant of shape {tuple(shape)}, {weights.dtype}.")
-        self.constants.add(layer.get_output(0).name)
+        output = layer.get_output(0)
+        output.name = f"torch2trt constant {len(self.constants)}"  # its default follows the layer's, which changes
+        self.constants.add(output.name)
         return layer
 
     def add_padding(self, input: Any, pre_padding: Any, post_padding: Any) -> Any:

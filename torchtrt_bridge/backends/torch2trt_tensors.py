@@ -47,6 +47,7 @@ class Tensors(TorchDispatchMode):
         self._stale: Any = WeakIdKeyDictionary()  # tensor written to since -> (operator, the converted call that wrote)
         self._storages: dict[int, tuple[str, Any]] = {}  # written to with what depends on the inputs -> (operator, it)
         self._calls: list[object] = []
+        self._fresh: list[tuple[torch.Tensor, Any]] = []  # what the converter that is running has given so far
         self.missed: UnsupportedLayer | None = None
         self.failed_in: str | None = None
 
@@ -86,8 +87,8 @@ class Tensors(TorchDispatchMode):
         if self._is_constant(value):
             if tensor not in self._held and (origin := self._depends(tensor)) is not None:
                 raise self._unsupported(origin)
-        elif (wrong := _mismatch(value, tensor)) is not None:
-            raise UnsupportedLayer(f"torch2trt's converter gives {wrong}, in {self._where()}.")
+        else:
+            self._fresh.append((tensor, value))
         self._held[tensor] = value
         self._stale.pop(tensor, None)
 
@@ -105,14 +106,18 @@ class Tensors(TorchDispatchMode):
     # -- calls of converted functions ----------------------------------------------------------------------------------
 
     def during(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call`` with a mark that it is running: what it writes to is its converter's to read as it was."""
+        """``call`` with a mark that it is running: what it writes to is its converter's to read as it was; and when it
+        ends, what its converter gave must have the shapes of torch's tensors."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             self._calls.append(object())
             try:
-                return call(*args, **kwargs)
+                result = call(*args, **kwargs)
             finally:
                 self._calls.pop()
+            if not self._calls:
+                self._check_shapes()
+            return result
 
         return marked
 
@@ -127,6 +132,13 @@ class Tensors(TorchDispatchMode):
             return method(tensor, *args, **kwargs)
 
         return read
+
+    def _check_shapes(self) -> None:
+        for tensor, value in self._fresh:
+            wrong = _mismatch(value, tensor) if self._held.get(tensor) is value else None  # else it was replaced
+            if wrong is not None:
+                raise UnsupportedLayer(f"torch2trt's converter gives {wrong}, in {self._where()}.")
+        self._fresh.clear()
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
