@@ -84,8 +84,8 @@ def capture(
         examples = tuple(_ordinary(resize(t, dynamic.example_shape(i))) for i, t in enumerate(call.tensors))
         purity = Purity(model)
         try:
-            result = _run_eagerly(model, call, examples, purity)
-            flat = _FlatModule(model, call, result, dynamic)
+            result, written = _run_eagerly(model, call, examples, purity)
+            flat = _FlatModule(model, call, result, written, dynamic)
             program = _export(flat, call, examples, dynamic)
         finally:
             purity.restore()
@@ -95,7 +95,8 @@ def capture(
         with reproducible(device):
             before = Purity(model)
             try:
-                values = result.select(call.run(model, [t.clone() for t in tensors]))
+                copies = [t.clone() for t in tensors]
+                values = [*result.select(call.run(model, copies)), *(copies[i] for i in written)]
             finally:
                 before.restore()
         return [values[i] for i in flat.kept]
@@ -313,8 +314,13 @@ class _Result:
         return [found[i] for i in range(len(self.tensors))]
 
 
-def _run_eagerly(model: nn.Module, call: _Call, examples: Sequence[torch.Tensor], purity: Purity) -> _Result:
-    """Call the model as it is: a faulty call, a write to its state or a Python side effect shows here, by name."""
+def _run_eagerly(
+    model: nn.Module, call: _Call, examples: Sequence[torch.Tensor], purity: Purity
+) -> tuple[_Result, tuple[int, ...]]:
+    """Call the model as it is: a faulty call, a write to its state or a Python side effect shows here, by name.
+
+    Returns the result, and the indices of the inputs that the model writes to.
+    """
     inputs = [t.clone() for t in examples]
     versions = [t._version for t in inputs]
     try:
@@ -323,10 +329,11 @@ def _run_eagerly(model: nn.Module, call: _Call, examples: Sequence[torch.Tensor]
         raise InvalidInput(
             f"The model itself fails when called with these inputs: {type(error).__name__}: {error}"
         ) from error
-    for name, tensor, version in zip(call.names, inputs, versions):
-        if tensor._version != version:
+    written = tuple(i for i, tensor in enumerate(inputs) if tensor._version != versions[i])
+    for i in written:
+        if inputs[i].shape != examples[i].shape or inputs[i].stride() != examples[i].clone().stride():
             raise StateMutated(
-                f"The model writes to its input {name!r} (an in-place operation), which an engine cannot do."
+                f"The model changes the shape of its input {call.names[i]!r} in place, which an engine cannot do."
                 " Let it work on a copy: x = x.clone(), or the operation without the underscore."
             )
     changed = purity.written()
@@ -344,31 +351,36 @@ def _run_eagerly(model: nn.Module, call: _Call, examples: Sequence[torch.Tensor]
                 f"Calling the model changes the Python attribute {attribute}; torch.export drops such changes without"
                 " a word, so code that reads it would see an old value. Return it as a result, or remove it."
             )
-    return _Result(model, value, inputs)
+    return _Result(model, value, inputs), written
 
 
 class _FlatModule(nn.Module):
-    """The user's model with flat tensors in and out, for torch.export.
+    """The user's model with flat tensors in and out, for torch.export. An input that the model writes to is a copy here,
+    and given back after the results.
 
     ``traced.node`` is the result's node with the numbers that are made from shapes, seen while tracing. (An attribute
     of the module itself would be put back by torch.export.)
     """
 
-    def __init__(self, model: nn.Module, call: _Call, result: _Result, dynamic: DynamicShapes):
+    def __init__(
+        self, model: nn.Module, call: _Call, result: _Result, written: tuple[int, ...], dynamic: DynamicShapes
+    ):
         super().__init__()
         self.eval()
         self.model = model
         self._call, self._result, self._dynamic = call, result, dynamic
+        self.written = written
         self.guards = Guards(dynamic)
         self.traced = types.SimpleNamespace(node=result.node)
-        self.kept: list[int] = list(range(len(result.tensors)))
+        self.kept: list[int] = list(range(len(result.tensors) + len(written)))
         self.folded: list[torch.Tensor] = []
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.guards.watch(tensors)
+        tensors = tuple(tensor.clone() if i in self.written else tensor for i, tensor in enumerate(tensors))
         value = self._call.run(self.model, tensors)
         self.traced.node = describe_traced(value, self._result.node)
-        return tuple(self._result.select(value))
+        return (*self._result.select(value), *(tensors[i] for i in self.written))
 
 
 def describe_traced(value: Any, node: Node) -> Node:
@@ -401,7 +413,7 @@ def describe_traced(value: Any, node: Node) -> Node:
 def _export(
     flat: _FlatModule, call: _Call, examples: tuple[torch.Tensor, ...], dynamic: DynamicShapes
 ) -> ExportedProgram:
-    if not flat._result.tensors:
+    if not flat.kept:
         raise CaptureFailed("Every result of the model is an input, a parameter or a constant: nothing to compute.")
     try:
         with warnings.catch_warnings():
@@ -451,8 +463,9 @@ def _sign(
 ) -> tuple[Signature, ExportedProgram]:
     """The signature of the finished program; results that no input changes leave the program and become constants."""
     symbols = dynamic.symbols(program)
-    folded = _constant_outputs(program)
-    flat.kept = [i for i in range(len(result.tensors)) if i not in folded]
+    names = [*result.names, *(call.names[i] for i in flat.written)]
+    folded = {i for i in _constant_outputs(program) if i < len(result.tensors)}
+    flat.kept = [i for i in range(len(names)) if i not in folded]
     if not flat.kept:
         raise CaptureFailed("No result of the model depends on its inputs: nothing to compute.")
     number = {old: new for new, old in enumerate(flat.kept)}
@@ -480,7 +493,7 @@ def _sign(
     for index, spec in zip(flat.kept, program.graph_signature.output_specs):
         value = next(n for n in program.graph.nodes if n.name == spec.arg.name).meta["val"]
         shape = tuple(dynamic.rename(size, symbols) for size in value.shape)
-        outputs.append(TensorSpec(result.names[index], str(value.dtype).removeprefix("torch."), shape))
+        outputs.append(TensorSpec(names[index], str(value.dtype).removeprefix("torch."), shape))
     inputs = tuple(
         TensorSpec(name, str(tensor.dtype).removeprefix("torch."), dynamic.spec_shape(i, tensor.shape))
         for i, (name, tensor) in enumerate(zip(call.names, examples))
@@ -492,6 +505,7 @@ def _sign(
         outputs=tuple(outputs),
         result=_map_leaves(flat.traced.node, renumber),
         dims=dynamic.dims,
+        writes=tuple((i, number[len(result.tensors) + position]) for position, i in enumerate(flat.written)),
     )
     return signature, program
 

@@ -81,6 +81,7 @@ class Signature:
     ``arguments`` maps the names of ``forward``'s parameters to nodes (see :mod:`.structure`) whose leaves are indices
     into ``inputs``. ``result`` is a node whose leaves are ``{"output": i}``, ``{"input": i}`` (a returned argument),
     ``{"constant": i}`` (a returned buffer or parameter) or ``{"size": expression}`` (a number made from shapes).
+    ``writes`` are pairs ``(i, o)``: the model leaves in input ``i`` what output ``o`` holds.
     """
 
     parameters: tuple[Parameter, ...]
@@ -89,6 +90,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     result: Node
     dims: Mapping[str, Dim]
+    writes: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -99,6 +101,7 @@ class Signature:
             "outputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.outputs],
             "result": self.result,
             "dims": [[name, dim.min, dim.opt, dim.max] for name, dim in self.dims.items()],
+            **({"writes": [list(pair) for pair in self.writes]} if self.writes else {}),
         }
 
     @classmethod
@@ -116,6 +119,7 @@ class Signature:
                 outputs=tuple(_tensor_spec(item) for item in _list(data["outputs"])),
                 result=data["result"],
                 dims={name: Dim(low, opt, high, name) for name, low, opt, high in _list(data["dims"])},
+                writes=tuple((index, output) for index, output in _list(data.get("writes", []))),
             )
             signature._check_nodes()
             signature.python_signature()  # refuses parameters in an impossible order
@@ -132,6 +136,8 @@ class Signature:
         if order != list(range(len(self.inputs))):
             raise ValueError(f"the arguments hold the inputs {order[:20]}, which are {len(self.inputs)}")
         check(self.result, self._is_result)
+        if not all(self._is_result({"input": i}) and self._is_result({"output": o}) for i, o in self.writes):
+            raise ValueError(f"inputs are written from outputs, {list(self.writes)[:20]}, that are not there")
 
     def _is_result(self, payload: Any) -> bool:
         if type(payload) is not dict or len(payload) != 1:
@@ -259,7 +265,21 @@ class Signature:
         inputs: Sequence[torch.Tensor],
         constants: Sequence[torch.Tensor],
     ) -> Any:
-        """The model's result, in its own structure, from the engine's outputs."""
+        """The model's result, in its own structure, from the engine's outputs. Inputs that the model writes to are
+        written to.
+
+        Raises:
+            InvalidInput: another input is the same memory as one that is written to; the model would have seen that.
+        """
+        for index, _ in self.writes:
+            others = [i for i, t in enumerate(inputs) if i != index and t.data_ptr() == inputs[index].data_ptr() != 0]
+            if others:
+                raise InvalidInput(
+                    f"The model writes to its input {self.inputs[index].name!r}, and the input"
+                    f" {self.inputs[others[0]].name!r} is the same memory; give one of them as a copy (x.clone())."
+                )
+        for index, output in self.writes:
+            inputs[index].copy_(outputs[output])
 
         def leaf(payload: Mapping[str, Any]) -> Any:
             if "output" in payload:

@@ -120,7 +120,7 @@ class _Maker:
 
 
 def _call(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The model's flat results, in the order of the signature's outputs."""
+    """The model's flat results, in the order of the signature's outputs. ``tensors`` may be written to."""
     arguments = {name: rebuild(node, lambda index: tensors[index]) for name, node in signature.arguments.items()}
     bound = inspect.BoundArguments(inspect.signature(model.forward), arguments)  # type: ignore[arg-type]
     value = model(*bound.args, **bound.kwargs)
@@ -135,6 +135,7 @@ def _call(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor
     describe(value, leaf)
     payloads = [payload for payload in leaves(signature.result) if "size" not in payload]
     outputs = {p["output"]: tensor for p, tensor in zip(payloads, found, strict=True) if "output" in p}
+    outputs.update({output: tensors[index] for index, output in signature.writes})
     return [outputs[index] for index in range(len(signature.outputs))]
 
 

@@ -90,6 +90,11 @@ class Network:
             raise UnsupportedLayer("torch2trt's converter makes a plugin of version 2, which this TensorRT lacks.")
         return add(inputs, plugin)
 
+    def reshape(self, tensor: Any, shape: tuple[int, ...]) -> Any:
+        layer = self.real.add_shuffle(tensor)
+        layer.reshape_dims = shape
+        return layer.get_output(0)
+
     # -- precision -----------------------------------------------------------------------------------------------------
 
     def add_convolution_nd(

@@ -33,11 +33,19 @@ _READS = frozenset("_local_scalar_dense equal is_nonzero".split())
 class Tensors(TorchDispatchMode):
     """Active in the tracing thread, as a context; ``where()`` names the module that runs.
 
-    ``is_constant(trt_tensor)`` says whether TensorRT's tensor is a constant of the network.
+    ``is_constant(trt_tensor)`` says whether TensorRT's tensor is a constant of the network, ``reshape(trt_tensor,
+    shape)`` adds a layer that gives it another shape.
     """
 
-    def __init__(self, where: Callable[[], str], is_constant: Callable[[Any], bool], dynamic: bool):
+    def __init__(
+        self,
+        where: Callable[[], str],
+        is_constant: Callable[[Any], bool],
+        reshape: Callable[[Any, tuple[int, ...]], Any],
+        dynamic: bool,
+    ):
         super().__init__()
+        self._reshape = reshape
         self._where = where
         self._is_constant = is_constant
         self._dynamic = dynamic
@@ -136,8 +144,11 @@ class Tensors(TorchDispatchMode):
     def _check_shapes(self) -> None:
         for tensor, value in self._fresh:
             wrong = _mismatch(value, tensor) if self._held.get(tensor) is value else None  # else it was replaced
-            if wrong is not None:
+            if wrong is None:
+                continue
+            if not _same_but_for_ones(value, tensor):
                 raise UnsupportedLayer(f"torch2trt's converter gives {wrong}, in {self._where()}.")
+            self._held[tensor] = self._reshape(value, tuple(_shape(tensor)))
         self._fresh.clear()
 
     # -- watching ------------------------------------------------------------------------------------------------------
@@ -202,6 +213,15 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _same_but_for_ones(value: Any, tensor: torch.Tensor) -> bool:
+    """Whether the shapes differ only in sizes of 1, with none dynamic: then the elements are in the same order."""
+    try:
+        shape = tuple(value.shape)
+    except ValueError:
+        return False
+    return [size for size in shape if size != 1] == [size for size in _shape(tensor) if size != 1]
 
 
 def _mismatch(value: Any, tensor: torch.Tensor) -> str | None:

@@ -62,7 +62,7 @@ def trace(
     context = _context(library, network, module)
     examples = [example.clone() for _, example, _ in inputs]
     dynamic = any(-1 in shape for _, _, shape in inputs)
-    tensors = Tensors(lambda: _place(context), lambda t: t.name in network.constants, dynamic)
+    tensors = Tensors(lambda: _place(context), lambda t: t.name in network.constants, network.reshape, dynamic)
     for (name, _, shape), example in zip(inputs, examples):
         given = network.real.add_input(name=name, dtype=trt_dtype(network.trt, example.dtype), shape=shape)
         tensors.begin(example, given)

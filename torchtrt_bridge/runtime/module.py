@@ -472,7 +472,7 @@ class TRTModule(OneEngine):
         names, count = artifact.signature.plain_names(), len(artifact.signature.inputs)
         self._plain = count if names == artifact.signature.leading_names(count) else -1
         self._names = names or ()
-        self._single = artifact.signature.result == {"leaf": {"output": 0}}
+        self._single = artifact.signature.result == {"leaf": {"output": 0}} and not artifact.signature.writes
         self._attributes = attributes.restore(artifact.origin.attributes)
         self._forward = _own_forward.for_signature(artifact.signature)
         self._settle(self._place(runtime))
