@@ -355,8 +355,8 @@ def _run_eagerly(
 
 
 class _FlatModule(nn.Module):
-    """The user's model with flat tensors in and out, for torch.export. An input that the model writes to is a copy here,
-    and given back after the results.
+    """The user's model with flat tensors in and out, for torch.export. An input that the model writes to is a copy
+    here, and given back after the results.
 
     ``traced.node`` is the result's node with the numbers that are made from shapes, seen while tracing. (An attribute
     of the module itself would be put back by torch.export.)

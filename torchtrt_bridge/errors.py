@@ -44,7 +44,7 @@ class ModelInTraining(CaptureFailed):
 
 
 class StateMutated(CaptureFailed):
-    """The model writes to an input, a buffer or a parameter, which no route writes back yet."""
+    """The model writes to a buffer or a parameter, or reshapes an input in place, which no engine can do."""
 
 
 class PythonSideEffect(CaptureFailed):

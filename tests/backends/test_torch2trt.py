@@ -17,7 +17,7 @@ import torchtrt_bridge as ttb
 from torchtrt_bridge import selection
 from torchtrt_bridge.backends import torch2trt_library
 from torchtrt_bridge.backends.torch2trt_library import Library
-from torchtrt_bridge.errors import ConversionFailed, InvalidOption, UnsupportedLayer
+from torchtrt_bridge.errors import BackendUnavailable, ConversionFailed, InvalidOption, UnsupportedLayer
 
 pytest.importorskip("tensorrt_rtx")
 HERE = Path(__file__).parent
@@ -240,7 +240,7 @@ def test_without_it_the_reason_says_how_to_install(monkeypatch):
     monkeypatch.setattr(torch2trt_library, "_loaded", [])
     if Library.missing() is None:
         pytest.skip("torch2trt is installed here")
-    with pytest.raises(ConversionFailed, match="torch2trt is not installed: pip install git"):
+    with pytest.raises(BackendUnavailable, match="torch2trt is not installed: pip install git"):
         build(Model(), torch.randn(2, 4))
 
 
@@ -248,7 +248,7 @@ def test_a_broken_one_is_a_reason_too(monkeypatch, tmp_path):
     (tmp_path / "torch2trt.py").write_text("import tensorrt\ntensorrt.NoSuchName\n")
     monkeypatch.syspath_prepend(os.fspath(tmp_path))
     monkeypatch.setattr(torch2trt_library, "_loaded", [])
-    with pytest.raises(ConversionFailed, match="installed, but does not import: AttributeError.*'NoSuchName'"):
+    with pytest.raises(BackendUnavailable, match="installed, but does not import: AttributeError.*'NoSuchName'"):
         build(Model(), torch.randn(2, 4))
     assert "torch2trt" not in sys.modules and "tensorrt" not in sys.modules
 
