@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from .errors import InvalidFile
+from .runtime.artifact import no_manifest
 from .runtime.files import load_file
 from .runtime.module import TRTModule
 
@@ -26,5 +28,8 @@ def load(
         FileNotFoundError: there is no such file.
     """
     module = TRTModule(device, max_contexts=max_contexts)
-    module.load_state_dict(load_file(path))
+    tensors = load_file(path)
+    if "manifest" not in tensors:  # load_state_dict() would say so in torch's way, which is for models
+        raise InvalidFile(f"{os.fspath(path)}: {no_manifest(tensors)}")
+    module.load_state_dict(tensors)
     return module

@@ -7,6 +7,8 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
+from .errors import InvalidFile
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -46,6 +48,20 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """The report that :meth:`to_dict` wrote.
+
+        Raises:
+            InvalidFile: the data is not what :meth:`to_dict` writes.
+        """
+        try:
+            report = cls._from_dict(data)
+            repr(report)  # a field of another type is found here, not when somebody prints it
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InvalidFile(f"The saved report is damaged: {type(error).__name__}: {error}.") from None
+        return report
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> Report:
         rows = tuple({k: float("nan") if v is None else v for k, v in row.items()} for row in data["verification"])
         lists = {name: tuple(data.get(name, ())) for name in ("notes", "routes")}
         return cls(**{**data, "verification": rows, **lists})

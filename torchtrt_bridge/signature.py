@@ -135,6 +135,16 @@ class Signature:
         order = [payload for node in self.arguments.values() for payload in leaves(node)]
         if order != list(range(len(self.inputs))):
             raise ValueError(f"the arguments hold the inputs {order[:20]}, which are {len(self.inputs)}")
+        if not set(self.arguments) <= {parameter.name for parameter in self.parameters}:
+            raise ValueError(f"the arguments {', '.join(self.arguments)[:80]} are not those of forward")
+        for spec in self.inputs:
+            for size in spec.shape:
+                if type(size) is str and size not in self.dims:
+                    raise ValueError(f"{spec.name} has the size {size!r}, which is no dim")
+        for spec in self.outputs:
+            for size in spec.shape:
+                if type(size) is str and size != "?" and not names(size) <= set(self.dims):
+                    raise ValueError(f"{spec.name} has the size {size!r}, whose dims are not known")
         check(self.result, self._is_result)
         if not all(self._is_result({"input": i}) and self._is_result({"output": o}) for i, o in self.writes):
             raise ValueError(f"inputs are written from outputs, {list(self.writes)[:20]}, that are not there")

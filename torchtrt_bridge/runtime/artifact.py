@@ -84,7 +84,7 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
         InvalidFile: something is missing, damaged, too much, or of another version of the format.
     """
     if "manifest" not in tensors:
-        raise InvalidFile(_no_manifest(tensors))
+        raise InvalidFile(no_manifest(tensors))
     fields = manifest.read(tensors["manifest"])
     held = _verified(tensors, fields["tensors"])
     count = len(fields["segments"])
@@ -106,6 +106,11 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
     if strange := sorted(used ^ set(held)):
         raise InvalidFile(f"The saved module has the tensor {strange[0]!r} out of place. {_AGAIN}")
     signature = Signature.from_dict(fields["signature"])
+    if count == 1 and (len(segments[0].inputs), len(segments[0].outputs)) != (
+        len(signature.inputs),
+        len(signature.outputs),
+    ):
+        raise InvalidFile(f"The saved module's engine has other inputs or results than its signature. {_AGAIN}")
     returned = [leaf["constant"] for leaf in leaves(signature.result) if "constant" in leaf]
     if any(index >= constants for index in returned):
         raise InvalidFile(f"The saved module returns constant.{max(returned)}, which it does not hold. {_AGAIN}")
@@ -152,7 +157,8 @@ def _entry(tensor: torch.Tensor) -> dict[str, Any]:
     return known[1]
 
 
-def _no_manifest(tensors: Mapping[str, Any]) -> str:
+def no_manifest(tensors: Mapping[str, Any]) -> str:
+    """What ``tensors`` are, where they are no saved module."""
     prefixes = sorted(key.removesuffix("manifest") for key in tensors if key.endswith(".manifest"))
     if prefixes:
         return (

@@ -61,6 +61,8 @@ def read(tensor: torch.Tensor) -> dict[str, Any]:
             f"The tensor 'manifest' is {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}, where uint8[n]"
             f" was saved. Something converted the saved tensors. {_AGAIN}"
         )
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise InvalidFile("The tensor 'manifest' is no dense tensor with data: it was loaded with map_location='meta'?")
     text = tensor.detach().cpu().contiguous().numpy().tobytes()
     try:
         data = json.loads(text, parse_constant=_no_constant)
