@@ -108,7 +108,7 @@ def run(node_ids: list[str], options: argparse.Namespace) -> list[dict[str, Any]
             if answer is None:
                 code = child.wait()
                 what = f"took longer than {SECONDS} s" if seconds >= SECONDS else f"ended its process with {code}"
-                answer = {"case": node_id, "outcome": "crashed", "reason": what, "compared": 0}
+                answer = {"case": node_id, "outcome": "crashed", "reason": what, "compared": 0, "made by": []}
                 child = None
             results[node_id] = {**answer, "seconds": round(seconds, 2)}
         if child is not None:
@@ -131,6 +131,8 @@ def report(results: list[dict[str, Any]]) -> None:
         print(f"{folder}: {sum(counts.values())} cases: {', '.join(f'{n} {outcome}' for outcome, n in counts.items())}")
     silent = [r["case"] for r in results if r["outcome"] == "passed" and not r["compared"]]
     print(f"passed without calling a compiled module: {len(silent)}")
+    makers = collections.Counter(", ".join(r["made by"]) for r in results if r["compared"])
+    print(f"made by: {', '.join(f'{maker} {n}' for maker, n in makers.most_common())}")
 
 
 # -- a worker: answers a line for each node id that it reads -----------------------------------------------------------
@@ -180,7 +182,8 @@ class Worker:
             self.reports.clear()
             self.compared.clear()
             items[name].config.hook.pytest_runtest_protocol(item=items[name], nextitem=None)
-            self.answer({"case": name, **self.outcome(), "compared": len(self.compared)})
+            made = sorted(set(self.compared))
+            self.answer({"case": name, **self.outcome(), "compared": len(self.compared), "made by": made})
         return True
 
     def outcome(self) -> dict[str, str]:
@@ -231,7 +234,7 @@ def substitute(options: argparse.Namespace, checkout: Path) -> list[str]:
         def compare(_: Any, __: Any, result: Any) -> None:
             with torch.no_grad():
                 same(module(*before[0]), result, LIMITS["fp16" if kwargs.get("fp16_mode") else "fp32"])
-            compared.append("")
+            compared.append(made_by(compiled))
 
         compiled.register_forward_pre_hook(remember)
         compiled.register_forward_hook(compare)
@@ -262,6 +265,12 @@ def also_plans(make: Any, only: bool) -> Any:
         return make(captured, place, options, stages, *rest)
 
     return both
+
+
+def made_by(compiled: Any) -> str:
+    """The route, and what runs its segments where that is not TensorRT alone."""
+    runtimes = {segment.runtime for segment in compiled._artifact.segments}
+    return compiled.backend + ("" if runtimes == {"tensorrt"} else f" ({'+'.join(sorted(runtimes))})")
 
 
 def clone(value: Any) -> Any:
