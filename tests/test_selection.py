@@ -95,7 +95,7 @@ def test_the_first_route_that_converts_and_verifies_wins_and_the_report_says_wha
 def test_where_all_fail_one_exception_has_every_reason(model, routes, kinds, expected):
     routes(*(Route(f"route{i}", kind(f"reason {i}\nin two lines")) for i, kind in enumerate(kinds)))
     with pytest.raises(errors.BridgeError) as caught:
-        ttb.compile(model, X)
+        ttb.compile(model, X, hybrid=False)
     assert type(caught.value) is expected
     assert "route0: reason 0\n    in two lines" in str(caught.value) and "route1: reason 1" in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_the_only_routes_own_error_comes_as_it_is(model, routes):
     error = errors.BuildFailed("no kernel")
     routes(Route("one", error), Route("two"))
     with pytest.raises(errors.BuildFailed) as caught:
-        ttb.compile(model, X, backend="one")
+        ttb.compile(model, X, backend="one", hybrid=False)
     assert caught.value is error
 
 
@@ -114,11 +114,11 @@ def test_a_route_that_cannot_says_so_by_its_own_name(model, routes):
         Route("two", support=Support("two", False, ("two is not installed",), missing=True)),
     )
     with pytest.raises(errors.ConversionFailed, match="The route 'one' cannot compile the model: it takes no models"):
-        ttb.compile(model, X, backend="one")
+        ttb.compile(model, X, backend="one", hybrid=False)
     with pytest.raises(errors.BackendUnavailable, match="The route 'two' cannot .*two is not installed"):
         ttb.compile(model, X, backend="two")
     with pytest.raises(errors.ConversionFailed, match="(?s)one: it takes no .*two: two is not"):
-        ttb.compile(model, X)
+        ttb.compile(model, X, hybrid=False)
 
 
 @pytest.mark.parametrize("name, near", [("onx", "'onnx'"), ("fast", "'fastest'"), ("atuo", "'auto'")])

@@ -44,6 +44,7 @@ def compile(
     device: torch.device | str | None = None,
     verify: bool | Tolerance = True,
     build: BuildOptions | None = None,
+    hybrid: bool | str = "auto",
     source: bool = False,
     max_contexts: int = 8,
     cuda_graph: bool | str = "auto",
@@ -67,6 +68,9 @@ def compile(
         verify: compare with the eager model at the example's sizes and at the ends of every dynamic range. True takes
             the precision's default :class:`~torchtrt_bridge.Tolerance`; False skips it, and the report says so.
         build: settings of TensorRT's builder.
+        hybrid: ``"auto"``: a model that no route takes whole is cut, and PyTorch runs the parts that TensorRT does not
+            take; ``"allow_torch"``: even where that is all of it; True: cut, also where a route takes it whole; False:
+            never, so that such a model is an error.
         source: keep the captured program in the module and its file, so that :meth:`TRTModule.rebuild` can build it
             again for another TensorRT or GPU. Adds the model's size to the file.
         max_contexts, cuda_graph, max_graphs: see :class:`TRTModule`.
@@ -87,7 +91,9 @@ def compile(
     """
     _refuse_unknown(compile, unknown)
     wanted = parse_device(device)
-    options = Options.parse(precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs)
+    options = Options.parse(
+        precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid
+    )
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
         origin = Origin.of(model, attributes)
@@ -104,6 +110,7 @@ def build(
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
     build: BuildOptions | None = None,
+    hybrid: bool | str = "auto",
     source: bool = False,
     max_contexts: int = 8,
     cuda_graph: bool | str = "auto",
@@ -124,7 +131,9 @@ def build(
         InvalidOption: the flavour cannot build for that target, or not without a GPU.
     """
     _refuse_unknown(globals()["build"], unknown)
-    options = Options.parse(precision, backend, build, False, source, max_contexts, cuda_graph, max_graphs)
+    options = Options.parse(
+        precision, backend, build, False, source, max_contexts, cuda_graph, max_graphs, hybrid
+    )
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
         origin = Origin.of(model, attributes)
@@ -164,6 +173,7 @@ class Options:
     max_contexts: int
     cuda_graph: bool | str = "auto"
     max_graphs: int = 4
+    hybrid: bool | str = "auto"
 
     @classmethod
     def parse(
@@ -176,20 +186,22 @@ class Options:
         max_contexts: Any,
         cuda_graph: Any = "auto",
         max_graphs: Any = 4,
+        hybrid: Any = "auto",
     ) -> Options:
         """Raises InvalidOption for a value that none of them can have."""
         if build is not None and not isinstance(build, BuildOptions):
             raise InvalidOption(f"build={build!r}: give torchtrt_bridge.BuildOptions(...).")
         if not isinstance(verify, (bool, Tolerance)):
             raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
+        if not isinstance(hybrid, bool) and hybrid not in ("auto", "allow_torch"):
+            raise InvalidOption(f"hybrid={hybrid!r}: give 'auto', 'allow_torch', True or False.")
         candidates(backend)
         if build is not None:
             check_route(build.torch_tensorrt, backend)
         TRTModule(max_contexts=max_contexts, cuda_graph=cuda_graph, max_graphs=max_graphs)
         build = build or BuildOptions()
-        return cls(
-            Precision.parse(precision), backend, build, verify, source, max_contexts, cuda_graph, max_graphs
-        )
+        parsed = Precision.parse(precision)
+        return cls(parsed, backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid)
 
     def module(self, artifact: Artifact, place: Place, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
         """The module that runs ``artifact`` where it is to run."""
@@ -232,7 +244,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
         )
     else:
         module = convert_and_check(
-            captured, options.precision, options.build, place, options.backend, stages, finish
+            captured, options.precision, options.build, place, options.backend, stages, finish, options.hybrid
         )
     if not place.needs_plan:
         warnings.warn(
@@ -284,16 +296,26 @@ class Finish:
             Report(
                 backend=made.backend,
                 precision=options.precision.name,
-                runtime=made.segments[0].runtime,
+                runtime="+".join(dict.fromkeys(segment.runtime for segment in made.segments)),
                 where=str(place),
                 seconds=self.stages.seconds(),
                 kept_fp32=made.report.get("kept_fp32", {}),
                 verification=tuple(dataclasses.asdict(row) for row in rows),
                 notes=tuple(notes),
                 cuda_graph=module.cuda_graph,
+                hybrid=self._measured(module),
             )
         )
         return module
+
+
+    def _measured(self, module: TRTModule) -> dict[str, Any]:
+        """What the report says of a model that was cut, with the time of each segment where they can run."""
+        hybrid = dict(module.made.report.get("hybrid") or {})
+        if hybrid and not self.place.target:
+            with self.stages("measuring"):
+                hybrid["seconds"] = module.measure_segments(self.captured.inputs)
+        return hybrid
 
 
 def _own_notes(options: Options, place: Place) -> list[str]:

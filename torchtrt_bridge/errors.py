@@ -63,6 +63,10 @@ class UnsupportedLayer(ConversionFailed):
     """A route has no converter for a layer or operator."""
 
 
+class NothingInTensorRT(ConversionFailed):
+    """The model was cut, and no part of it is left that TensorRT takes."""
+
+
 class BackendUnavailable(BridgeError):
     """A package that this route, or this device, needs is missing or broken."""
 

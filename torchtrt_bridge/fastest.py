@@ -24,7 +24,7 @@ from .errors import BridgeError, InvalidOption
 from .fingerprint import Indescribable, fingerprint
 from .measuring import Timing, measure
 from .progress import Stages
-from .selection import Attempt, Attempts, candidates, set_rows
+from .selection import Attempt, Attempts, candidates, in_parts, set_rows
 
 if TYPE_CHECKING:
     from .options import BuildOptions
@@ -82,7 +82,7 @@ def fastest(
             return kept
     attempts = Attempts()
     made: dict[str, tuple[TRTModule, float]] = {}
-    for route in candidates("fastest"):
+    for route in candidates("fastest") if options.hybrid is not True else ():
         began = time.perf_counter()
         module = attempts.make(
             route, captured, precision, build, place, stages, lambda artifact: finish.check(finish.load(artifact))
@@ -90,7 +90,17 @@ def fastest(
         if module is not None:
             made[route.name] = module, time.perf_counter() - began
     if not made:
-        raise attempts.error()
+        return in_parts(
+            attempts,
+            captured,
+            precision,
+            build,
+            place,
+            "fastest",
+            stages,
+            lambda artifact: finish.check(finish.load(artifact)),
+            options.hybrid,
+        )
     with stages("measuring"):
         timings = _race({name: module for name, (module, _) in made.items()}, captured, place, cuda_graph)
     best = timings[0]

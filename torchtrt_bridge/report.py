@@ -24,6 +24,9 @@ class Report:
         verification: rows of :class:`~torchtrt_bridge.verify.Row`, as dicts; empty where nothing was run.
         notes: sentences that a reader should know.
         cuda_graph: ``"on"``, ``"off"``, or ``"off: "`` and why, where it was wanted.
+        hybrid: of a model that was cut, else empty: ``operations`` of the graph and how many of them are ``outside``
+            TensorRT; ``segments`` (route, operations) and the median ``seconds`` of each where they were run;
+            ``layers`` outside TensorRT: operator, place in the model, reason, count.
         routes: what became of each route: rows of :class:`~torchtrt_bridge.selection.Attempt`, as dicts.
     """
 
@@ -36,6 +39,7 @@ class Report:
     verification: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     cuda_graph: str = "off"
+    hybrid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     routes: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Report:
             ("route", self.backend),
             ("precision", self.precision),
             ("runs on", f"{self.where} ({self.runtime})"),
-            ("seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in self.seconds.items())),
+            ("seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in sorted(self.seconds.items()))),
         ]
         if self.runtime == "tensorrt":
             lines.append(("CUDA graph", self.cuda_graph))
@@ -97,6 +101,7 @@ class Report:
             else:
                 error = f"relative L2 {row['relative_l2']:.2e}, max error {row['max_error']:.2e}"
             lines.append(("" if index else "verified", f"{row['result']} at {row['at']}: {error}"))
+        lines += _outside(self.hybrid) if self.hybrid else []
         lines += [("" if index else "routes", _route(row)) for index, row in enumerate(self.routes)]
         lines += [("" if index else "notes", note) for index, note in enumerate(self.notes)]
         return lines
@@ -108,3 +113,20 @@ def _route(row: Mapping[str, Any]) -> str:
     time = "" if row["milliseconds"] is None else f", {row['milliseconds']:.3f} ms"
     reason = row["reason"].partition("\n")[0]
     return f"{name}: {row['outcome']}{time}{': ' + reason if reason else ''}"
+
+
+def _outside(hybrid: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a cut model leaves to PyTorch."""
+    operations, outside, segments = hybrid["operations"], hybrid["outside"], hybrid["segments"]
+    plans = sum(segment["tensorrt"] for segment in segments)
+    text = f"{plans} of {len(segments)} segments, {operations - outside} of {operations} operations"
+    lines = [("in TensorRT", f"{text} ({1 - outside / max(1, operations):.1%})")]
+    seconds = hybrid.get("seconds")
+    if seconds and sum(seconds):
+        slow = sum(time for time, segment in zip(seconds, segments) if not segment["tensorrt"])
+        lines.append(("", f"{slow / sum(seconds):.0%} of a call's {sum(seconds) * 1e3:.2f} ms is outside"))
+    for index, layer in enumerate(hybrid["layers"]):
+        count = f" ({layer['count']} times)" if layer["count"] > 1 else ""
+        place = layer["place"] or "the top module"
+        lines.append(("" if index else "in PyTorch", f"{layer['operator']} in {place}{count}: {layer['reason']}"))
+    return lines

@@ -16,7 +16,17 @@ from .backends.base import Artifact, Backend, Place
 from .backends.onnx import OnnxBackend
 from .backends.torch2trt import Torch2TrtBackend
 from .backends.torch_tensorrt import TorchTensorRTBackend
-from .errors import BackendUnavailable, BridgeError, ConversionFailed, InvalidOption, VerificationFailed, nearest
+from .errors import (
+    BackendUnavailable,
+    BridgeError,
+    BuildFailed,
+    ConversionFailed,
+    InvalidOption,
+    NothingInTensorRT,
+    VerificationFailed,
+    nearest,
+)
+from .hybrid import Hybrid
 from .progress import Stages
 
 if TYPE_CHECKING:
@@ -81,7 +91,8 @@ class Attempts:
             return None
         began = time.perf_counter()
         try:
-            refuse_foreign(route, options)
+            if route in BACKENDS:
+                refuse_foreign(route, options)
             with stages("converting") as progress:
                 artifact = route.convert(captured, precision, options, place, progress)
             return finish(artifact)
@@ -96,6 +107,13 @@ class Attempts:
         self.errors.append(failure)
         return None
 
+    def may_be_cut(self) -> bool:
+        """Whether a cut can help: some route did not take an operator, and none was found to compute wrong numbers, of
+        which no operator is known to be the cause."""
+        failed = any(isinstance(error, (ConversionFailed, BuildFailed)) for error in self.errors)
+        unfit = not self.errors and not all(self._missing)
+        return (failed or unfit) and all(row.outcome != "wrong" for row in self.rows)
+
     def error(self) -> BridgeError:
         """The one exception for all: that of the only route that could try, or one with every reason."""
         if len(self.errors) == 1:
@@ -104,6 +122,8 @@ class Attempts:
             kind = _common([type(error) for error in self.errors])
         else:
             kind = BackendUnavailable if all(self._missing) else ConversionFailed
+        if self.errors and isinstance(self.errors[-1], NothingInTensorRT):
+            kind = NothingInTensorRT
         if len(self.rows) == 1:
             return kind(f"The route {self.rows[0].route!r} cannot compile the model: {self.rows[0].reason}")
         reasons = "\n".join(f"  {row.route}: {_indented(row.reason)}" for row in self.rows)
@@ -120,6 +140,7 @@ def convert_and_check(
     backend: str,
     stages: Stages,
     finish: Callable[[Artifact], TRTModule],
+    hybrid: bool | str = "auto",
 ) -> TRTModule:
     """The module of the first route that converts and whose module ``finish`` makes and verifies.
 
@@ -130,7 +151,7 @@ def convert_and_check(
     """
     attempts = Attempts()
     routes = candidates(backend)
-    for index, route in enumerate(routes):
+    for index, route in enumerate(routes if hybrid is not True else ()):
         began = time.perf_counter()
         module = attempts.make(route, captured, precision, options, place, stages, finish)
         if module is None:
@@ -141,6 +162,35 @@ def convert_and_check(
         ]
         set_rows(module, attempts.rows)
         return module
+    return in_parts(attempts, captured, precision, options, place, backend, stages, finish, hybrid)
+
+
+def in_parts(
+    attempts: Attempts,
+    captured: CapturedModel,
+    precision: Precision,
+    options: BuildOptions,
+    place: Place,
+    backend: str,
+    stages: Stages,
+    finish: Callable[[Artifact], TRTModule],
+    hybrid: bool | str,
+) -> TRTModule:
+    """The module of the model cut into parts, after no route took it whole.
+
+    Raises:
+        NothingInTensorRT: no part is left for TensorRT.
+        BridgeError: see :meth:`Attempts.error`.
+    """
+    parts = _for_parts(candidates(backend), options)
+    if hybrid is True or (hybrid and parts and attempts.may_be_cut()):
+        began = time.perf_counter()
+        route = Hybrid(parts, hybrid == "allow_torch")
+        module = attempts.make(route, captured, precision, options, place, stages, finish)
+        if module is not None:
+            attempts.rows.append(Attempt(route.name, "chosen", seconds=time.perf_counter() - began))
+            set_rows(module, attempts.rows)
+            return module
     raise attempts.error()
 
 
@@ -173,6 +223,12 @@ def refuse_foreign(route: Backend, options: BuildOptions) -> None:
                 f"BuildOptions({other.name}={getattr(options, other.name)!r}) is for the route {other.name!r}, and this"
                 f" is {route.name!r}. Leave it out, or give backend={other.name!r}."
             )
+
+
+def _for_parts(routes: Sequence[Backend], options: BuildOptions) -> list[Backend]:
+    """The routes that take parts of a model and can honour all of ``options``."""
+    wanted = {other.name for other in BACKENDS if getattr(options, other.name, None)}
+    return [route for route in routes if hasattr(route, "refusals") and wanted <= {route.name}]
 
 
 def set_rows(module: TRTModule, rows: Sequence[Attempt]) -> None:

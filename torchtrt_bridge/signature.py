@@ -97,8 +97,8 @@ class Signature:
         return {
             "parameters": [dataclasses.asdict(p) for p in self.parameters],
             "arguments": [[name, node] for name, node in self.arguments.items()],  # in order, which JSON objects lack
-            "inputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.inputs],
-            "outputs": [{**dataclasses.asdict(spec), "shape": list(spec.shape)} for spec in self.outputs],
+            "inputs": [spec_to_dict(spec) for spec in self.inputs],
+            "outputs": [spec_to_dict(spec) for spec in self.outputs],
             "result": self.result,
             "dims": [[name, dim.min, dim.opt, dim.max] for name, dim in self.dims.items()],
             **({"writes": [list(pair) for pair in self.writes]} if self.writes else {}),
@@ -115,8 +115,8 @@ class Signature:
             signature = cls(
                 parameters=tuple(_parameter(item) for item in _list(data["parameters"])),
                 arguments={name: node for name, node in _list(data["arguments"])},
-                inputs=tuple(_tensor_spec(item) for item in _list(data["inputs"])),
-                outputs=tuple(_tensor_spec(item) for item in _list(data["outputs"])),
+                inputs=tuple(spec_from_dict(item) for item in _list(data["inputs"])),
+                outputs=tuple(spec_from_dict(item) for item in _list(data["outputs"])),
                 result=data["result"],
                 dims={name: Dim(low, opt, high, name) for name, low, opt, high in _list(data["dims"])},
                 writes=tuple((index, output) for index, output in _list(data.get("writes", []))),
@@ -335,7 +335,13 @@ def _parameter(data: Any) -> Parameter:
     return parameter
 
 
-def _tensor_spec(data: Any) -> TensorSpec:
+def spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
+    """``spec`` as plain data."""
+    return {**dataclasses.asdict(spec), "shape": list(spec.shape)}
+
+
+def spec_from_dict(data: Any) -> TensorSpec:
+    """What :func:`spec_to_dict` wrote; KeyError, TypeError or ValueError where it is something else."""
     spec = TensorSpec(data["name"], data["dtype"], tuple(_list(data["shape"])))
     if type(spec.name) is not str or type(spec.dtype) is not str:
         raise ValueError("a tensor's name and dtype must be texts")

@@ -156,7 +156,7 @@ def test_a_result_named_as_an_input_gets_a_name_of_its_own(tmp_path):
 def test_an_operator_without_an_onnx_form_is_named_with_the_users_module(function, operator):
     model, x = Wrapped(function).eval(), torch.randn(4, 4)
     with nothing_changes(model, x), pytest.raises(ConversionFailed) as error:
-        ttb.build(model, x, backend="onnx")
+        ttb.build(model, x, backend="onnx", hybrid=False)
     message = str(error.value)
     assert f"cannot convert {operator} (in decoder.1)" in message and "\x1b" not in message and "\n" not in message
 
@@ -164,14 +164,14 @@ def test_an_operator_without_an_onnx_form_is_named_with_the_users_module(functio
 def test_an_operator_that_the_parser_refuses_is_named_with_its_node_and_the_users_module():
     model, x = Wrapped(torch.linalg.det).eval(), torch.randn(4, 4)
     with nothing_changes(model, x), pytest.raises(BuildFailed, match=r"decoder\.1/linalg_det \[Det\]"):
-        ttb.build(model, x, backend="onnx")
+        ttb.build(model, x, backend="onnx", hybrid=False)
     assert_same(ttb.compile(model, x)(x), model(x).detach())
 
 
 def test_a_dtype_that_tensorrt_lacks_is_named_before_anything_is_built():
     model = nn.Linear(4, 2).double().eval()
     with pytest.raises(ConversionFailed, match=r"input: float64\[2, 4\]: TensorRT has no float64 inputs or results"):
-        ttb.build(model, torch.randn(2, 4, dtype=torch.float64), backend="onnx")
+        ttb.build(model, torch.randn(2, 4, dtype=torch.float64), backend="onnx", hybrid=False)
 
 
 def test_an_opset_that_does_not_build_gives_way_to_an_older_one(transformer, monkeypatch):
@@ -187,7 +187,7 @@ def test_an_opset_that_does_not_build_gives_way_to_an_older_one(transformer, mon
         return real(request, **options)
 
     monkeypatch.setattr(trt_build, "build", first_fails)
-    module = ttb.build(transformer, torch.randn(2, 5, 16))
+    module = ttb.build(transformer, torch.randn(2, 5, 16), hybrid=False)
     assert [model.opset_import[0].version for model in models] == [23, 18]
     assert [any(n.op_type == "Attention" for n in model.graph.node) for model in models] == [True, False]
     assert module.provenance["opset"] == 18
@@ -204,7 +204,7 @@ def test_if_no_opset_builds_the_newest_ones_error_is_raised(transformer, monkeyp
 
     monkeypatch.setattr(trt_build, "build", fails)
     with pytest.raises(BuildFailed, match="the first reason"):
-        ttb.build(transformer, torch.randn(2, 5, 16), backend="onnx")
+        ttb.build(transformer, torch.randn(2, 5, 16), backend="onnx", hybrid=False)
 
 
 # -- real plans --------------------------------------------------------------------------------------------------------

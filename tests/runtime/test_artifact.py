@@ -9,6 +9,7 @@ import pytest
 import torch
 from saved import PROVENANCE, SIGNATURE, artifact, plan, program
 
+from torchtrt_bridge.backends.base import Wiring
 from torchtrt_bridge.errors import ConversionFailed, InvalidFile
 from torchtrt_bridge.runtime import artifact as artifact_module
 from torchtrt_bridge.runtime import manifest
@@ -39,10 +40,11 @@ def assert_same(first, second):
     assert first.provenance == second.provenance and first.report == second.report
     assert len(first.segments) == len(second.segments)
     for a, b in zip(first.segments, second.segments):
-        assert (a.runtime, a.inputs, a.outputs) == (b.runtime, b.inputs, b.outputs)
+        assert (a.runtime, a.inputs, a.outputs, a.wiring) == (b.runtime, b.inputs, b.outputs, b.wiring)
         assert (a.engine is None) == (b.engine is None) and (a.engine is None or torch.equal(a.engine, b.engine))
         assert_same_program(a.program, b.program)
     assert_same_program(first.source, second.source)
+    assert first.results == second.results
     assert len(first.constants) == len(second.constants)
     assert all(same_tensor(a, b) for a, b in zip(first.constants, second.constants))
 
@@ -73,7 +75,15 @@ def test_one_plan_has_plain_names():
 
 def test_segments_are_numbered():
     middle = dataclasses.replace(plan(), runtime="torch", engine=None, program=program())
-    made = artifact(plan(10), middle, plan(20), source=program())
+    wired = [
+        dataclasses.replace(segment, wiring=Wiring((before,), (after,), sizes))
+        for segment, before, after, sizes in (
+            (plan(10), "input.0", "a", (SIGNATURE.inputs, SIGNATURE.outputs)),
+            (middle, "a", "b", None),
+            (plan(20), "b", "c", None),
+        )
+    ]
+    made = artifact(*wired, source=program(), results=("c",))
     tensors = to_tensors(made, [b"first", torch.arange(3, dtype=torch.uint8)])
     state = {f"{prefix}.{name}" for prefix in ("program.1.state", "source.state") for name in ("weight", "bias")}
     assert set(tensors) - state == {

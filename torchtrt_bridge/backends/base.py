@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..origin import Origin
-from ..signature import Signature
+from ..signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from ..capture import CapturedModel
@@ -36,13 +36,27 @@ class StoredProgram:
         return dataclasses.replace(self, state=state, constants=constants)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """How one of several segments stands among the others: the wires that it reads and writes, by name, in the order of
+    the segment's own inputs and outputs. ``input.0``, ``input.1``, ... are the model's flat inputs.
+
+    ``sizes`` is there where a size in the segment depends on the data and may be 0, which TensorRT has not: the
+    inputs and outputs as specs, from which an empty result is made without running anything.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sizes: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
     """One piece of a compiled model and the runtime that runs it.
 
     ``runtime`` is ``"tensorrt"`` (``engine`` is a plan), ``"onnxruntime"`` (``engine`` is an ONNX model), or
     ``"torch"`` (``program`` holds what PyTorch runs). ``engine`` is a one-dimensional uint8 tensor on the CPU.
-    ``inputs`` and ``outputs`` name the wires: the engine's own tensor names.
+    ``inputs`` and ``outputs`` are the engine's own tensor names. ``wiring`` is there where there are several segments.
     """
 
     runtime: str
@@ -50,6 +64,7 @@ class Segment:
     outputs: tuple[str, ...]
     engine: torch.Tensor | None = None
     program: StoredProgram | None = None
+    wiring: Wiring | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +72,8 @@ class Artifact:
     """What a backend makes and a :class:`~torchtrt_bridge.TRTModule` runs and saves.
 
     ``provenance`` is plain data: versions of torch, of TensorRT and of the backend, the flavour, the GPU's compute
-    capability or the build's target. ``report`` is plain data too (see :mod:`torchtrt_bridge.report`).
+    capability or the build's target. ``report`` is plain data too (see :mod:`torchtrt_bridge.report`). ``results``
+    names the wires of the flat outputs where the segments are wired.
     """
 
     segments: tuple[Segment, ...]
@@ -69,6 +85,13 @@ class Artifact:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     origin: Origin = Origin()
+    results: tuple[str, ...] = ()
+
+    @property
+    def runtime(self) -> str:
+        """The runtime that decides where the module can be: TensorRT's, if any segment has it."""
+        runtimes = {segment.runtime for segment in self.segments}
+        return next(name for name in ("tensorrt", "onnxruntime", "torch") if name in runtimes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..origin import Origin
 from ..signature import Signature
 from ..structure import leaves
 from ..version import __version__
-from . import manifest
+from . import manifest, wires
 from .contents import contents
 
 _AGAIN = "Fetch or copy the file again, or compile and save the model again."
@@ -69,8 +69,9 @@ def to_tensors(artifact: Artifact, runtime_caches: Sequence[bytes | torch.Tensor
         "provenance": artifact.provenance,
         "report": artifact.report,
         "signature": artifact.signature.to_dict(),
-        "segments": [{"runtime": s.runtime, "inputs": s.inputs, "outputs": s.outputs} for s in artifact.segments],
+        "segments": [_segment(segment) for segment in artifact.segments],
         "tensors": {key: _entry(tensor) for key, tensor in tensors.items()},
+        **({"results": artifact.results} if artifact.results else {}),
     }
     return {**{key: tensor.detach() for key, tensor in tensors.items()}, "manifest": manifest.write(fields)}
 
@@ -100,8 +101,9 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
             engine = _bytes_tensor(_key("engine", index, count), held, used)
         if segment["runtime"] == "tensorrt":
             caches.append(_bytes_tensor(_key("runtime_cache", index, count), held, used))
-        wires = tuple(segment["inputs"]), tuple(segment["outputs"])
-        segments.append(Segment(segment["runtime"], *wires, engine=engine, program=program))
+        ends = tuple(segment["inputs"]), tuple(segment["outputs"])
+        wiring = wires.read(segment["wiring"]) if "wiring" in segment else None
+        segments.append(Segment(segment["runtime"], *ends, engine=engine, program=program, wiring=wiring))
     source = _program("source", held, used) if "source" in held else None
     if strange := sorted(used ^ set(held)):
         raise InvalidFile(f"The saved module has the tensor {strange[0]!r} out of place. {_AGAIN}")
@@ -124,8 +126,15 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
         provenance=fields["provenance"],
         report=fields["report"],
         origin=Origin.from_dict(fields.get("origin", {})),
+        results=tuple(fields.get("results", ())),
     )
+    wires.check(artifact)
     return artifact, tuple(caches)
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    ends = {"runtime": segment.runtime, "inputs": segment.inputs, "outputs": segment.outputs}
+    return ends if segment.wiring is None else {**ends, "wiring": wires.write(segment.wiring)}
 
 
 def _key(kind: str, index: int, count: int) -> str:

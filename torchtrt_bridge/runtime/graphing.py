@@ -29,6 +29,8 @@ def graphs(cuda_graph: bool | str, max_graphs: int, artifact: Artifact) -> int:
     ``"auto"`` follows what ``backend="fastest"`` measured, where it did. Otherwise it is for fixed shapes and small
     results, where a graph was never seen slower: with dynamic shapes each shape would cost a capture and a context.
     """
+    if cuda_graph == "auto" and artifact.results:  # of several segments: sizes between them may depend on the data
+        return 0
     if cuda_graph == "auto":
         measured = artifact.provenance.get("cuda_graph")
         cuda_graph = suits(artifact.signature) if measured is None else bool(measured)

@@ -34,7 +34,7 @@ _FIELDS = {
     "tensors": dict,
     "digest": str,
 }
-_OPTIONAL = {"origin": dict}  # files of earlier versions lack it
+_OPTIONAL = {"origin": dict, "results": list}  # files of earlier versions, or of one segment, lack them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "Fetch or copy the file again, or compile and save the model again."
 
@@ -111,7 +111,7 @@ def _check_fields(data: Mapping[str, Any]) -> None:
     if not data["segments"]:
         raise _wrong("segments, which are none")
     for segment in data["segments"]:
-        if type(segment) is not dict or set(segment) != {"runtime", "inputs", "outputs"}:
+        if type(segment) is not dict or set(segment) - {"wiring"} != {"runtime", "inputs", "outputs"}:
             raise _wrong("a segment")
         wires = (segment["inputs"], segment["outputs"])
         if segment["runtime"] not in RUNTIMES or not all(type(w) is list and all(map(_is_text, w)) for w in wires):

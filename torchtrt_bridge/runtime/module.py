@@ -34,7 +34,7 @@ from .forwarding import InstanceSignature, OwnSignature
 from .layers import OneEngine
 
 if TYPE_CHECKING:
-    from ..backends.base import Artifact
+    from ..backends.base import Artifact, Segment
     from ..report import Report
     from ..signature import Signature
 
@@ -210,8 +210,14 @@ class TRTModule(OneEngine):
         """
         from .files import write_atomically
 
+        plans = [segment for segment in self._loaded().segments if segment.runtime == "tensorrt"]
+        if len(self._loaded().segments) > 1:
+            raise EngineMismatch(
+                f"This module is {len(self._loaded().segments)} segments, {len(plans)} of them TensorRT plans: no one"
+                " plan computes it. save(path) keeps them all."
+            )
         segment = self._loaded().segments[0]
-        if segment.runtime != "tensorrt" or segment.engine is None:
+        if not plans or segment.engine is None:
             raise EngineMismatch(
                 f"This module runs on {segment.runtime} and holds no TensorRT plan. Compile it on a GPU, or build one"
                 " for a GPU elsewhere with torchtrt_bridge.build(model, inputs, precision, target=...)."
@@ -377,7 +383,7 @@ class TRTModule(OneEngine):
     def _facts(self) -> list[tuple[str, str]]:
         artifact = self._loaded()
         made = artifact.provenance
-        runtime = artifact.segments[0].runtime
+        runtime = artifact.runtime
         size = sum(_nbytes(segment) for segment in artifact.segments) / 2**20
         facts = [("route", artifact.backend), ("precision", artifact.precision)]
         facts += [("input", repr(spec)) for spec in artifact.signature.inputs]
@@ -453,11 +459,13 @@ class TRTModule(OneEngine):
     def _load(self, tensors: Mapping[str, Any]) -> None:
         """Replace everything by what ``tensors`` hold; on any error the module stays as it was."""
         from .artifact import from_tensors
+        from .operators import require
 
         wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
         if wrong:
             raise InvalidFile(f"{wrong[0]!r} is no tensor; a saved TRTModule is a flat dict of tensors.")
         artifact, caches = from_tensors(tensors)
+        require(artifact.provenance.get("operators"))
         self._take_over(self._like(artifact, caches, self._wanted_device))
 
     def _take_over(self, other: TRTModule) -> None:
@@ -468,14 +476,15 @@ class TRTModule(OneEngine):
         graphing.check_runtime(self._cuda_graph, artifact)
         self._artifact = artifact
         self._saved_caches = caches
-        runtime = artifact.segments[0].runtime
+        runtime = artifact.runtime
         names, count = artifact.signature.plain_names(), len(artifact.signature.inputs)
         self._plain = count if names == artifact.signature.leading_names(count) else -1
         self._names = names or ()
         self._single = artifact.signature.result == {"leaf": {"output": 0}} and not artifact.signature.writes
         self._attributes = attributes.restore(artifact.origin.attributes)
         self._forward = _own_forward.for_signature(artifact.signature)
-        self._settle(self._place(runtime))
+        on_gpu = runtime == "torch" and artifact.provenance.get("device") == "cuda" and torch.cuda.is_available()
+        self._settle(self._place("tensorrt" if on_gpu else runtime))
         tracing.keep_dynamo_out()
         if runtime == "tensorrt" and self._device.type == "cuda":
             self._start()
@@ -512,19 +521,36 @@ class TRTModule(OneEngine):
             return execution
 
     def _make_execution(self, artifact: Artifact) -> Execution:
-        segment = artifact.segments[0]
         assert self._check is not None
+        if artifact.results:
+            from .segments import SegmentedExecution
+
+            caches = iter(self._saved_caches)
+            runs = []
+            for segment in artifact.segments:
+                kernels = next(caches, None) if segment.runtime == "tensorrt" else None
+                runs.append(self._make_run(artifact, segment, kernels, lambda _: None))
+            return SegmentedExecution(artifact, runs, self._check, self._device)
+        segment = artifact.segments[0]
+        if segment.runtime == "tensorrt":
+            return self._make_run(artifact, segment, next(iter(self._saved_caches), None), self._check)
+        from .cpu import CheckedExecution
+
+        return CheckedExecution(self._check, self._make_run(artifact, segment, None, self._check))
+
+    def _make_run(self, artifact: Artifact, segment: Segment, kernels: torch.Tensor | None, check: Any) -> Execution:
+        """What runs one segment; a plan's calls ``check`` itself, when shapes change."""
         if segment.runtime == "torch":
-            from .cpu import CheckedExecution
             from .program import restore, run_callable
 
             assert segment.program is not None
-            return CheckedExecution(self._check, run_callable(restore(segment.program)))
+            run = run_callable(restore(segment.program))
+            return run if self._device.type == "cpu" else run.to(self._device)
         assert segment.engine is not None
         if segment.runtime == "onnxruntime":
-            from .cpu import CheckedExecution, OnnxExecution
+            from .cpu import OnnxExecution
 
-            return CheckedExecution(self._check, OnnxExecution(segment.engine, segment.inputs, segment.outputs))
+            return OnnxExecution(segment.engine, segment.inputs, segment.outputs)
         if self._device.type != "cuda" and torch.cuda.is_available():
             raise DeviceMismatch(
                 "The module was moved to the CPU, where a TensorRT plan waits and does not run. Move it back with"
@@ -555,12 +581,12 @@ class TRTModule(OneEngine):
                 "The engine computes in true fp32, and this process in TF32: TensorRT for RTX decides that once, when"
                 " the first engine is made (by tf32=True) or by NVIDIA_TF32_OVERRIDE. Use a process of its own."
             )
-        kernels = self._saved_caches[0] if self._saved_caches else torch.empty(0, dtype=torch.uint8)
+        kernels = torch.empty(0, dtype=torch.uint8) if kernels is None else kernels
         return EngineExecution(
             engine,
             segment.inputs,
             segment.outputs,
-            self._check,
+            check,
             kernels,
             self._max_contexts,
             graphs=graphing.graphs(self._cuda_graph, self._max_graphs, artifact),
@@ -575,7 +601,10 @@ class TRTModule(OneEngine):
     def _caches(self) -> Sequence[torch.Tensor]:
         """The runtime cache as it is now: kernels that were compiled since loading are worth keeping."""
         kernels = getattr(self._execution, "kernels", None)
-        return (kernels(),) if kernels is not None else self._saved_caches
+        if kernels is None:
+            return self._saved_caches
+        found = kernels()
+        return found if isinstance(found, tuple) else (found,)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         from .artifact import to_tensors

@@ -1,0 +1,59 @@
+"""Models that no route takes whole, and an operator that only PyTorch has."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.library.custom_op("bridge_tests::twist", mutates_args=())
+def twist(x: torch.Tensor) -> torch.Tensor:
+    return torch.sin(x) + x.flip(-1)
+
+
+@twist.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Twisted(nn.Module):
+    """TensorRT, PyTorch, TensorRT; the second result crosses from the first part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16))
+        self.head = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = self.body(x)
+        return {"logits": self.head(torch.ops.bridge_tests.twist(h)), "hidden": h}
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(width, hidden), nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes to ``best`` of the experts; how many come to an expert depends on the data, and may be none."""
+
+    def __init__(self, width: int = 16, hidden: int = 32, experts: int = 4, best: int = 2) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.router = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(Expert(width, hidden) for _ in range(experts))
+        self.best = best
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(x).reshape(-1, x.shape[-1])
+        weights, chosen = torch.softmax(self.router(tokens), -1).topk(self.best, -1)
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            out = out.index_add(0, token, expert(tokens[token]) * weights[token, place, None])
+        return x + out.reshape(x.shape)
