@@ -437,6 +437,14 @@ class TRTModule(OneEngine):
         """The saved form: what the state dict holds, and files."""
         return self._tensors()
 
+    def measure_segments(self, tensors: Sequence[torch.Tensor]) -> list[float]:
+        """Seconds that each of several segments takes for these flat inputs, from any device."""
+        from .segments import SegmentedExecution
+
+        execution = self._execution or self._start()
+        assert isinstance(execution, SegmentedExecution)
+        return execution.measure([t.to(self._device) for t in tensors])
+
     def set_report(self, report: Report) -> None:
         """Replace what :attr:`report` says."""
         self._artifact = dataclasses.replace(self._loaded(), report=report.to_dict())
