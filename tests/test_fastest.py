@@ -172,7 +172,7 @@ def test_where_no_route_can_there_is_one_error_with_every_reason(onnx, monkeypat
     other.name = "other"
     monkeypatch.setattr(selection, "BACKENDS", (Failing(), other))
     with pytest.raises(errors.BuildFailed, match="(?s)failing: no kernel.*other: no kernel"):
-        fastest(make())
+        fastest(make(), hybrid=False)
 
 
 def test_a_gpu_elsewhere_cannot_be_measured():
