@@ -220,7 +220,10 @@ def substitute(options: argparse.Namespace, checkout: Path) -> list[str]:
     sys.modules["tensorrt"] = stand_in()
     function = sys.modules["torch2trt.torch2trt"]
     if options.route != "auto":
-        function._route = lambda use_onnx: options.route  # type: ignore[attr-defined]
+        parse = compiler.Options.parse
+        compiler.Options.parse = lambda precision, _, *rest, **more: parse(  # type: ignore[method-assign]
+            precision, options.route, *rest, **more
+        )
     convert = function.torch2trt  # type: ignore[attr-defined]
     compared: list[str] = []
 

@@ -134,6 +134,11 @@ def test_constants_of_the_model_are_no_layers_to_convert(stand_in):
     assert made.backend == "torch2trt"
 
 
+def test_detach_is_no_layer(stand_in):
+    made = build(Model(lambda x: F.relu(x.detach()) + x), torch.randn(2, 4))
+    assert layers(made) == layers(build(Model(lambda x: F.relu(x) + x), torch.randn(2, 4)))
+
+
 def test_in_place_operators_with_a_converter(stand_in):
     def function(x):
         y = x * 2

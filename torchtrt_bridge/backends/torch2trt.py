@@ -68,6 +68,8 @@ class Torch2TrtBackend:
                 progress=progress,
                 isolate=False,
             )
+        if place.target is not None:
+            maker.notes.append("torch2trt's converters ignore some arguments of torch's functions: compare the results")
         signature = captured.signature
         engine = torch.frombuffer(plan.data, dtype=torch.uint8)
         names = tuple(input_names(signature)), tuple(output_names(signature))

@@ -26,6 +26,8 @@ _shape = torch._C.TensorBase.shape.__get__  # type: ignore[attr-defined]
 _BY_SHAPE = frozenset(
     "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided".split()
 )
+# Their result is the tensor itself.
+_ALIASES = frozenset("detach alias lift_fresh".split())
 # What reads a tensor's values into Python, where they are constants.
 _READS = frozenset("_local_scalar_dense equal is_nonzero".split())
 
@@ -170,6 +172,8 @@ class Tensors(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and not any(tensor is one for one in written):
                 self._origin[tensor] = origin
+        if short in _ALIASES and not lacking and isinstance(result, torch.Tensor):
+            self._held[result] = self._held[depends[0]]
         for tensor in written:
             self._write(tensor, origin, f"{name} on a view of a tensor in {self._where()}")
         return result

@@ -130,10 +130,12 @@ def torch2trt(
     ranges = Ranges.of(inputs, min_shapes, opt_shapes, max_shapes, max_batch_size)
     build = BuildOptions(workspace=None if max_workspace_size == _WORKSPACE else max_workspace_size)
     precision = "fp16" if fp16_mode else "fp32"
-    options = Options.parse(precision, _route(use_onnx), build, verify=True, source=False, max_contexts=8)
+    options = Options.parse(precision, "onnx" if use_onnx else "auto", build, verify=True, source=False, max_contexts=8)
     with _saying(log_level), Stages() as stages, ordinary_tensors():
         with stages("capturing"):
             captured = capture_with(in_eval(module, ranges.example), ranges)
+        if options.backend == "auto" and captured.device.type == "cuda":
+            options = dataclasses.replace(options, backend=_route())
         signature = dataclasses.replace(
             captured.signature,
             inputs=_named(captured.signature.inputs, input_names, "input"),
@@ -166,10 +168,8 @@ def _refuse(
         raise InvalidOption(f"torch2trt() has no argument {name!r}.{nearest(name, known)}")
 
 
-def _route(use_onnx: bool) -> str:
+def _route() -> str:
     """Converters of the user's are a wish to have them used, where the route that uses them is there."""
-    if use_onnx:
-        return "onnx"
     if CONVERTERS:
         from ...backends.torch2trt_library import Library
 
