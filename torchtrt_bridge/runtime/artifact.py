@@ -101,17 +101,15 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
             engine = _bytes_tensor(_key("engine", index, count), held, used)
         if segment["runtime"] == "tensorrt":
             caches.append(_bytes_tensor(_key("runtime_cache", index, count), held, used))
-        ends = tuple(segment["inputs"]), tuple(segment["outputs"])
+        names = tuple(segment["inputs"]), tuple(segment["outputs"])
         wiring = wires.read(segment["wiring"]) if "wiring" in segment else None
-        segments.append(Segment(segment["runtime"], *ends, engine=engine, program=program, wiring=wiring))
+        segments.append(Segment(segment["runtime"], *names, engine=engine, program=program, wiring=wiring))
     source = _program("source", held, used) if "source" in held else None
     if strange := sorted(used ^ set(held)):
         raise InvalidFile(f"The saved module has the tensor {strange[0]!r} out of place. {_AGAIN}")
     signature = Signature.from_dict(fields["signature"])
-    if count == 1 and (len(segments[0].inputs), len(segments[0].outputs)) != (
-        len(signature.inputs),
-        len(signature.outputs),
-    ):
+    ends = len(segments[0].inputs), len(segments[0].outputs)
+    if segments[0].wiring is None and ends != (len(signature.inputs), len(signature.outputs)):
         raise InvalidFile(f"The saved module's engine has other inputs or results than its signature. {_AGAIN}")
     returned = [leaf["constant"] for leaf in leaves(signature.result) if "constant" in leaf]
     if any(index >= constants for index in returned):
