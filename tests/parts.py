@@ -57,3 +57,34 @@ class MixtureOfExperts(nn.Module):
             token, place = torch.where(chosen == number)
             out = out.index_add(0, token, expert(tokens[token]) * weights[token, place, None])
         return x + out.reshape(x.shape)
+
+
+class Alone(nn.Module):
+    def forward(self, x):
+        return torch.ops.bridge_tests.twist(x)
+
+
+class Halves(nn.Module):
+    """A size between the parts that is an expression in the batch, and numbers made from shapes on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.up(x)).reshape(x.shape[0] * 2, 8)
+        h = torch.ops.bridge_tests.twist(h)
+        h = h + torch.arange(h.shape[0], device=x.device)[:, None]
+        return self.down(h).reshape(x.shape[0], -1) * x.shape[0], h.shape[0]
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.body.weight.data.abs_()  # so that the sign of the input decides the branch
+
+    def forward(self, x):
+        h = self.body(x)
+        h = torch.cond(h.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos() - 1, (h,))
+        return torch.softmax(self.head(h), -1)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
-from parts import MixtureOfExperts, Twisted
-from torch import nn
+from parts import Alone, Branch, Halves, MixtureOfExperts, Twisted
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import BackendUnavailable, ConversionFailed, InvalidOption, NothingInTensorRT, RunsOnCPU
@@ -105,11 +104,6 @@ def test_hybrid_false_is_an_error_that_names_the_layer(model):
         ttb.compile(model, torch.randn(3, 8), device="cpu", hybrid=False)
 
 
-class Alone(nn.Module):
-    def forward(self, x):
-        return torch.ops.bridge_tests.twist(x)
-
-
 def test_nothing_in_tensorrt_is_an_error_unless_allowed():
     x = torch.randn(3, 8)
     with pytest.raises(NothingInTensorRT, match=r"bridge_tests\.twist.*\n.*hybrid='allow_torch'"):
@@ -132,20 +126,6 @@ def test_in_a_lower_precision(model):
     assert "aten.layer_norm" in half.report.kept_fp32
 
 
-class Halves(nn.Module):
-    """A size between the parts that is an expression in the batch, and numbers made from shapes on both sides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 4)
-
-    def forward(self, x):
-        h = torch.relu(self.up(x)).reshape(x.shape[0] * 2, 8)
-        h = torch.ops.bridge_tests.twist(h)
-        h = h + torch.arange(h.shape[0], device=x.device)[:, None]
-        return self.down(h).reshape(x.shape[0], -1) * x.shape[0], h.shape[0]
-
-
 def test_dynamic_sizes_cross_the_cuts():
     model = Halves().eval()
     fast = ttb.compile(model, torch.randn(3, 8), dynamic_batch=(1, 3, 7), device="cpu", backend="onnx")
@@ -154,18 +134,6 @@ def test_dynamic_sizes_cross_the_cuts():
         x = torch.randn(rows, 8)
         with torch.no_grad():
             assert_same(fast(x), model(x))
-
-
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
-        self.body.weight.data.abs_()  # so that the sign of the input decides the branch
-
-    def forward(self, x):
-        h = self.body(x)
-        h = torch.cond(h.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos() - 1, (h,))
-        return torch.softmax(self.head(h), -1)
 
 
 def test_control_flow_goes_to_pytorch(tmp_path):
