@@ -1,10 +1,10 @@
 """The ten models of docs/models.md by each route, by ``auto`` and by ``fastest``: which took them, times, what won.
 
-    python benchmarks/routes.py [--models MiniLM,ViT-B/16] [--precisions fp16] [--workers 3] [--seconds 520] [--out FOLDER]
+    python benchmarks/routes.py [--models MiniLM,GPT-2] [--precisions fp16] [--workers 3] [--seconds 520] [--out DIR]
 
 Each model and precision is a process. ``auto`` and the routes that it did not come to are compiled and verified, then
 ``fastest`` twice, the second time from the cache. All that came out is saved, and ``check_fastest.py``, which shares no
-code with the package's own measuring, times the files against each other. One process at a time measures. FOLDER gets
+code with the package's own measuring, times the files against each other. One process at a time measures. DIR gets
 ``routes.json`` and ``routes.md``.
 """
 
