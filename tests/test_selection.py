@@ -145,3 +145,13 @@ def test_cuda_graph_has_three_values(model, value):
         ttb.compile(model, X, cuda_graph=value)
     with pytest.raises(errors.InvalidOption, match="max_graphs"):
         ttb.TRTModule(max_graphs=0)
+
+
+def test_an_option_that_the_chosen_route_does_not_have(model, routes):
+    routes(Route("onnx"), Route("torch_tensorrt"))
+    build = ttb.BuildOptions(torch_tensorrt={"decompose_attention": True})
+    with pytest.raises(errors.InvalidOption, match="settings of the route 'torch_tensorrt'; with backend='onnx'"):
+        ttb.compile(model, X, backend="onnx", build=build)
+    fast = ttb.compile(model, X, build=build)  # the route that has it
+    assert [row["outcome"] for row in fast.report.routes] == ["failed", "chosen"]
+    assert fast.backend == "torch_tensorrt"

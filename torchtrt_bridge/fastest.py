@@ -163,8 +163,7 @@ def _call(run: Callable[[list[torch.Tensor]], object], inputs: list[torch.Tensor
 def _row(timing: Timing, best: Timing, made: dict[str, tuple[TRTModule, float]]) -> Attempt:
     name, graph = _parse(timing.name)
     chosen = timing is best
-    slower = timing.median / best.median - 1
-    reason = "" if chosen else f"{slower:.1%} slower than {best.name}"
+    reason = "" if chosen else f"{timing.median / best.median:.3f} times as long as {best.name}"
     outcome = "chosen" if chosen else "slower"
     return Attempt(name, outcome, reason, made[name][1], timing.median * 1e3, graph)
 
