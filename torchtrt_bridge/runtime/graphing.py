@@ -27,13 +27,14 @@ def graphs(cuda_graph: bool | str, max_graphs: int, artifact: Artifact) -> int:
     """For how many sets of shapes each context is to keep a graph; 0 for none.
 
     ``"auto"`` follows what ``backend="fastest"`` measured, where it did. Otherwise it is for fixed shapes and small
-    results, where a graph was never seen slower: with dynamic shapes each shape would cost a capture and a context.
+    results, where a graph was never seen slower: with dynamic shapes each shape would cost a capture and a context, and
+    what lies between the segments of a cut model may be large.
     """
     if cuda_graph == "auto" and artifact.results:  # of several segments: sizes between them may depend on the data
         return 0
     if cuda_graph == "auto":
         measured = artifact.provenance.get("cuda_graph")
-        cuda_graph = suits(artifact.signature) if measured is None else bool(measured)
+        cuda_graph = len(artifact.segments) == 1 and suits(artifact.signature) if measured is None else bool(measured)
     return max_graphs if cuda_graph else 0
 
 
