@@ -1,0 +1,78 @@
+"""Every recipe in ``examples/`` runs, calls the compiled module, and gets from it the numbers that eager gives."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torchtrt_bridge as ttb
+
+FOLDER = Path(__file__).parents[2] / "examples"
+RECIPES = {  # the packages that each needs, and calls of a compiled module that it makes at least, in this process
+    "accelerate_evaluation": (["accelerate"], 4),
+    "dataloader_workers": ([], 3),
+    "hf_pipeline": (["transformers", "tokenizers"], 3),
+    "hf_trainer": (["transformers", "accelerate"], 16),
+    "lightning_validation": (["lightning"], 8),
+    "timm_validation": (["timm", "PIL"], 4),
+    "torchmetrics_evaluation": (["torchmetrics"], 14),
+}
+ALLOWED = {"fp32": (1e-3, 1e-4), "fp16": (5e-2, 2e-2)}  # relative, absolute
+
+
+@pytest.fixture
+def calls() -> Iterator[list[str]]:
+    """What runs each call of a compiled module, as it is made."""
+    made: list[str] = []
+
+    def note(module: torch.nn.Module, *_: Any) -> None:
+        if isinstance(module, ttb.TRTModule):
+            made.append(module.report.runtime)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    yield made
+    handle.remove()
+
+
+def check(name: str, precision: str, calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    packages, at_least = RECIPES[name]
+    for package in packages:
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)  # trainers leave files
+    monkeypatch.syspath_prepend(FOLDER)  # a spawned worker, too, imports the recipe by name
+    eager, compiled = importlib.import_module(name).main(precision)
+    relative, absolute = ALLOWED[precision]
+    assert eager and compiled == pytest.approx(eager, rel=relative, abs=absolute)
+    assert all(math.isfinite(value) for value in eager.values()) and any(eager.values())
+    assert len(calls) >= at_least
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_equal_eagers(
+    name: str, calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check(name, "fp32", calls, monkeypatch, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_equal_eagers_on_the_gpu(
+    name: str, precision: str, calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check(name, precision, calls, monkeypatch, tmp_path)
+    assert set(calls) == {"tensorrt"}
+
+
+def test_every_recipe_is_listed_here_and_in_the_readme() -> None:
+    scripts = {path.stem for path in FOLDER.glob("*.py")} - {"minilm_demo", "run_saved"}
+    assert scripts == set(RECIPES)
+    readme = (FOLDER.parent / "README.md").read_text("utf-8")
+    assert scripts <= set(re.findall(r"examples/(\w+)\.py", readme))
