@@ -27,12 +27,14 @@ from .progress import Stages
 from .report import Report
 from .runtime.module import TRTModule
 from .selection import candidates, convert_and_check
+from .tracebacks import leaves_no_memory
 from .verify import TF32, Row, Tolerance
 from .verify import verify as verify_against_eager
 
 _log = logging.getLogger("torchtrt_bridge")
 
 
+@leaves_no_memory
 def compile(
     model: nn.Module,
     inputs: Any,
@@ -100,6 +102,7 @@ def compile(
         return make(captured, Place(wanted or captured.device), options, stages, origin)
 
 
+@leaves_no_memory
 def build(
     model: nn.Module,
     inputs: Any,
@@ -251,7 +254,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
             "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"
             " model.cuda() first, pass device='cuda', or use torchtrt_bridge.build(target=...) for a GPU elsewhere.",
             RunsOnCPU,
-            stacklevel=3,
+            stacklevel=4,
         )
     return module
 

@@ -8,11 +8,18 @@ wrong" derive from ``ValueError`` too, so that code written for plain PyTorch ca
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class BridgeError(Exception):
     """Base of every error that torchtrt_bridge raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        # what IPython and Jupyter show in the place of a traceback
+        from .tracebacks import render
+
+        return render(self)
 
 
 class InvalidOption(BridgeError, ValueError):
@@ -80,7 +87,21 @@ class BuildCrashed(BuildFailed):
 
 
 class VerificationFailed(BridgeError):
-    """The compiled module's results differ from the eager model's by more than the tolerance."""
+    """The compiled module's results differ from the eager model's by more than the tolerance.
+
+    Args:
+        message: what differs, with the table.
+        rows: the table as data: rows of :class:`~torchtrt_bridge.verify.Row`, as dicts.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Mapping[str, Any]] = ()):
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+    def _repr_html_(self) -> str:
+        from .tables import comparison, paragraph
+
+        return paragraph(f"{type(self).__name__}: {self}".partition("\n")[0]) + comparison(self.rows)
 
 
 class InvalidFile(BridgeError, ValueError):

@@ -19,6 +19,7 @@ from .errors import EngineMismatch
 from .precision import Precision, cast_program
 from .runtime.files import write_atomically
 from .runtime.program import restore, run_callable
+from .tracebacks import leaves_no_memory
 
 if TYPE_CHECKING:
     from .runtime.module import TRTModule
@@ -59,6 +60,7 @@ def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         os.replace(Path(folder) / final.name, final)
 
 
+@leaves_no_memory
 def rebuild(
     artifact: Artifact, *, device: torch.device | str | None, target: str | None, verify: Any
 ) -> TRTModule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,14 +73,12 @@ class Report:
         return "\n".join(f"{key:<13}{value}" if key else f"{'':<13}{value}" for key, value in self._lines())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for key, value in self._lines()
-        )
-        return f"<table>{rows}</table>"
+        from .tables import comparison, facts
 
-    def _lines(self) -> list[tuple[str, str]]:
+        table = comparison(self.verification) if self.verification else ""
+        return facts(self._lines(errors=not self.verification)) + table
+
+    def _lines(self, errors: bool = True) -> list[tuple[str, str]]:
         lines = [
             ("route", self.backend),
             ("precision", self.precision),
@@ -95,7 +92,7 @@ class Report:
             lines.append(("kept in fp32", ", ".join(kept)))
         if not self.verification:
             lines.append(("verified", "no: nothing was run"))
-        for index, row in enumerate(self.verification):
+        for index, row in enumerate(self.verification if errors else ()):
             if row["unequal"] == row["unequal"]:
                 error = f"{row['unequal']:.2%} of elements differ"
             else:

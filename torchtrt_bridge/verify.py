@@ -86,7 +86,8 @@ def verify(
         raise VerificationFailed(
             f"The compiled module's results differ from the eager model's in {precision.name}:\n{table}\n"
             f"allowed: relative L2 {limit.relative_l2:.0e}, max error {limit.max_error:.0e}, unequal integers"
-            f" {limit.unequal:.1%}. {_advice(precision, rows)}"
+            f" {limit.unequal:.1%}. {_advice(precision, rows)}",
+            rows=[dataclasses.asdict(row) for row in rows],
         )
     return tuple(rows)
 
