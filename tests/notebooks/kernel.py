@@ -15,7 +15,7 @@ from jupyter_client.manager import KernelManager
 
 @dataclasses.dataclass
 class Cell:
-    """What running one cell gave: ``data`` is its last result or display by MIME type, ``traceback`` its error."""
+    """What running one cell gave: ``data`` is its result by MIME type, ``traceback`` its error."""
 
     stdout: str = ""
     stderr: str = ""
@@ -53,6 +53,11 @@ class Kernel:
                 return cell
             self._note(cell, kind, content)
 
+    @property
+    def pid(self) -> int:
+        """The kernel's process."""
+        return int(self._manager.provisioner.process.pid)
+
     def interrupt(self) -> None:
         """What the stop button does."""
         self._manager.interrupt_kernel()
@@ -61,7 +66,7 @@ class Kernel:
     def _note(cell: Cell, kind: str, content: dict[str, Any]) -> None:
         if kind == "stream":
             setattr(cell, content["name"], getattr(cell, content["name"]) + content["text"])
-        elif kind in ("execute_result", "display_data"):
+        elif kind == "execute_result":
             cell.data = content["data"]
         elif kind == "error":
             cell.error = content["ename"]

@@ -1,0 +1,134 @@
+"""An exception that leaves compile() holds no frame's variables, however it came about; IPython shows it in short."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import traceback
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge import compiler, selection
+from torchtrt_bridge.backends.onnx import OnnxBackend
+from torchtrt_bridge.errors import BridgeError, VerificationFailed
+from torchtrt_bridge.tracebacks import chain, render
+
+
+class Unknown(nn.Module):
+    """Has an operator that no ONNX exists for."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x * 2)
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        secret = x + 1
+        return secret @ secret
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Weak references to every captured model and every compiled module that is made."""
+    references = []
+    capture, adopt = compiler.capture, ttb.TRTModule._adopt
+
+    def noting_capture(*args, **kwargs):
+        captured = capture(*args, **kwargs)
+        references.extend((weakref.ref(captured.program), weakref.ref(captured.inputs[0])))
+        return captured
+
+    def noting_adopt(self, artifact, *rest):
+        references.append(weakref.ref(self))
+        return adopt(self, artifact, *rest)
+
+    monkeypatch.setattr(compiler, "capture", noting_capture)
+    monkeypatch.setattr(ttb.TRTModule, "_adopt", noting_adopt)
+    return references
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["conversion", "verification", "interrupt", "build"])
+def test_an_exception_holds_nothing_that_was_made(made, monkeypatch, kind):
+    x = torch.randn(2, 3)
+    model = Unknown().eval() if kind in ("conversion", "build") else nn.Linear(3, 4).eval()
+    if kind == "interrupt":
+        monkeypatch.setattr(OnnxBackend, "convert", interrupted)
+    limit = ttb.Tolerance(0.0, 0.0, 0.0)
+    expected = KeyboardInterrupt if kind == "interrupt" else BridgeError
+    with pytest.raises(expected) as caught:
+        ttb.build(model, x) if kind == "build" else ttb.compile(model, x, verify=limit)
+    assert made
+    gc.collect()  # torch's graphs refer to themselves; what is left now is what the exception holds
+    assert [reference() for reference in made if reference() is not None] == []
+    assert len(traceback.extract_tb(caught.value.__traceback__)) > 2  # it still says where
+
+
+def test_the_frames_of_causes_are_emptied_too():
+    with pytest.raises(ttb.errors.InvalidInput, match="model itself fails") as caught:
+        ttb.compile(Fails().eval(), torch.randn(2, 3))
+    names = [
+        name
+        for error in chain(caught.value)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == __file__ and frame.f_code.co_name == "forward"
+        for name in frame.f_locals
+    ]
+    assert isinstance(caught.value.__cause__, RuntimeError) and "secret" not in names
+
+
+def test_a_module_made_after_a_failed_route_leaves_nothing(made, monkeypatch):
+    class Refusing(OnnxBackend):
+        name = "refusing"
+
+        def convert(self, *args):
+            raise ttb.errors.ConversionFailed("not this one")
+
+    monkeypatch.setattr(selection, "BACKENDS", (Refusing(), OnnxBackend()))
+    fast = ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3))
+    gc.collect()
+    assert [r() for r in made if r() is not None] == [fast]
+
+
+def test_in_short_the_summary_the_users_line_the_details_the_cause():
+    with pytest.raises(VerificationFailed) as caught:
+        ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3), verify=ttb.Tolerance(0.0, 0.0, 0.0))
+    lines = caught.value._render_traceback_()
+    assert lines[0].endswith("VerificationFailed\033[0m: " + str(caught.value).splitlines()[0])
+    assert lines[2].startswith(f"at {__file__}, line ") and "ttb.compile(nn.Linear" in lines[3]
+    assert lines[5].startswith("  MISS output at the example")
+
+    with pytest.raises(ttb.errors.InvalidInput) as caught:
+        ttb.compile(Fails().eval(), torch.randn(2, 3))
+    assert "return secret @ secret" not in "\n".join(render(caught.value))  # the cause's frames are elsewhere
+    assert "mat1 and mat2" in "\n".join(render(caught.value))
+    assert len(render(caught.value)) < 10
+
+
+def test_a_failed_verification_has_its_table_as_data_and_as_html():
+    model = nn.Linear(3, 4).eval()
+    with pytest.raises(VerificationFailed) as caught:
+        ttb.compile(model, {"input": torch.randn(2, 3)}, dynamic_batch=(1, 2, 5), verify=ttb.Tolerance(0.0, 0.0, 0.0))
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert [row["at"] for row in error.rows] == ["the example", "batch=1", "batch=5"]
+    assert str(error) == str(caught.value)
+    page = error._repr_html_()
+    assert page.count("<tr>") == 4 and "batch=5" in page and "fp32" in page
+    assert all(f"{row['relative_l2']:.2e}" in page for row in error.rows)
+
+
+def test_html_escapes_names_that_users_and_files_give():
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"<script>": x * 2}
+
+    fast = ttb.compile(Named().eval(), torch.randn(2, 3))
+    for page in (fast._repr_html_(), fast.report._repr_html_()):
+        assert "&lt;script&gt;" in page and "<script" not in page
