@@ -25,7 +25,7 @@ from .structure import Node, Unstorable, check, describe, rebuild
 
 DEFAULT = (
     # transformers: Trainer and pipelines
-    *("config", "generation_config", "main_input_name", "base_model_prefix", "name_or_path", "accepts_loss_kwargs"),
+    *("config", "generation_config", "main_input_name", "base_model_prefix", "name_or_path"),
     *("loss_type", "num_labels", "input_modalities", "output_modalities"),
     # timm
     *("default_cfg", "pretrained_cfg", "num_classes", "num_features", "head_hidden_size", "in_chans", "global_pool"),

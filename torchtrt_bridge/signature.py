@@ -255,6 +255,8 @@ class Signature:
                 return
         except Unstorable:
             pass
+        if parameter.kind == "VAR_KEYWORD":
+            name = next(iter(value))
         raise FixedArgumentChanged(
             f"The argument {name!r} was not given when the module was compiled, so its default is part of the engine."
             f" Compile again with {name!r} among the inputs."

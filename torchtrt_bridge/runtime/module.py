@@ -61,7 +61,12 @@ class TRTModule(OneEngine):
     _artifact: Artifact | None
     _execution: Execution | None
     _saved_caches: Sequence[torch.Tensor]
+    _pickled: Mapping[str, torch.Tensor]
     __signature__ = InstanceSignature()
+
+    accepts_loss_kwargs = False
+    """For transformers' Trainer, which otherwise passes ``num_items_in_batch`` to every model that takes
+    ``**kwargs``. The loss, where the model returns one, is part of the engine."""
 
     def __init__(
         self,
@@ -255,8 +260,10 @@ class TRTModule(OneEngine):
         return rebuild(self._loaded(), device=device, target=target, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # plain data and tensors only, so that torch.load's weights_only takes it
-        state = {"state": self._tensors() if self._artifact is not None else {}, "cuda_graph": self._cuda_graph}
+        # plain data and tensors only, so that torch.load's weights_only takes it. The tensors outlive this call: to a
+        # spawned process torch sends their file descriptors, which it opens later
+        self._pickled = self._tensors() if self._artifact is not None else {}
+        state = {"state": self._pickled, "cuda_graph": self._cuda_graph}
         return (TRTModule, (), {**state, "max_graphs": self._max_graphs})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -455,6 +462,7 @@ class TRTModule(OneEngine):
         self._artifact = None
         self._execution = None
         self._saved_caches = ()
+        self._pickled = {}
         self._constants: tuple[torch.Tensor, ...] = ()
         self._plain = -1
         self._single = False
@@ -641,7 +649,8 @@ class TRTModule(OneEngine):
 
 _own_forward: OwnSignature = vars(TRTModule)["forward"]
 _OF_THE_ENGINE = frozenset(
-    "_artifact _execution _saved_caches _constants _plain _single _names _device _check _attributes _forward".split()
+    "_artifact _execution _saved_caches _pickled _constants _plain _single _names _device _check _attributes"
+    " _forward".split()
 )
 _OF_THE_INSTANCE = frozenset(
     "_wanted_device _max_contexts _cuda_graph _max_graphs _lock _said _compiled_call_impl".split()
