@@ -23,6 +23,7 @@ from torch.fx import Node
 
 from ..errors import BackendUnavailable, ConversionFailed
 from ..export_lock import export_lock
+from .onnx_losses import DECOMPOSITIONS as LOSSES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -99,12 +100,15 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
 
 
 def _exportable(program: ExportedProgram) -> ExportedProgram:
-    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16, and
-    without squeezes of dimensions that are not 1, which torch leaves alone and ONNX refuses."""
+    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16,
+    without losses, which it does not take, and without squeezes of dimensions that are not 1, which torch leaves alone
+    and ONNX refuses."""
     table: dict[Any, Any] = {}
     for node in program.graph.nodes:
         if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16:
             table[node.target] = _NOT_IN_BF16[node.target]
+        elif node.target in LOSSES:
+            table[node.target] = LOSSES[node.target]
         elif node.target in _SQUEEZES:
             dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
             if node.meta["val"].ndim != node.args[0].meta["val"].ndim - len(dims):
