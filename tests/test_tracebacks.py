@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import pickle
 import traceback
@@ -14,15 +15,8 @@ from torch import nn
 import torchtrt_bridge as ttb
 from torchtrt_bridge import compiler, selection
 from torchtrt_bridge.backends.onnx import OnnxBackend
-from torchtrt_bridge.errors import BridgeError, VerificationFailed
+from torchtrt_bridge.errors import VerificationFailed
 from torchtrt_bridge.tracebacks import chain, render
-
-
-class Unknown(nn.Module):
-    """Has an operator that no ONNX exists for."""
-
-    def forward(self, x):
-        return torch.special.bessel_j0(x * 2)
 
 
 class Fails(nn.Module):
@@ -51,21 +45,31 @@ def made(monkeypatch):
     return references
 
 
-def interrupted(*args, **kwargs):
-    raise KeyboardInterrupt
+def convert_and_raise(error, made):
+    """A route that converts, and then fails."""
+    convert = OnnxBackend.convert
+
+    def failing(self, *args):
+        artifact = convert(self, *args)
+        made.append(weakref.ref(artifact))
+        try:
+            raise RuntimeError("no more")
+        except RuntimeError as cause:
+            raise error from cause
+
+    return failing
 
 
 @pytest.mark.parametrize("kind", ["conversion", "verification", "interrupt", "build"])
 def test_an_exception_holds_nothing_that_was_made(made, monkeypatch, kind):
-    x = torch.randn(2, 3)
-    model = Unknown().eval() if kind in ("conversion", "build") else nn.Linear(3, 4).eval()
-    if kind == "interrupt":
-        monkeypatch.setattr(OnnxBackend, "convert", interrupted)
-    limit = ttb.Tolerance(0.0, 0.0, 0.0)
-    expected = KeyboardInterrupt if kind == "interrupt" else BridgeError
-    with pytest.raises(expected) as caught:
-        ttb.build(model, x) if kind == "build" else ttb.compile(model, x, verify=limit)
-    assert made
+    model, x = nn.Linear(3, 4).eval(), torch.randn(2, 3)
+    error = KeyboardInterrupt() if kind == "interrupt" else ttb.errors.ConversionFailed("no more")
+    if kind != "verification":
+        monkeypatch.setattr(OnnxBackend, "convert", convert_and_raise(error, made))
+    compile = ttb.build if kind == "build" else functools.partial(ttb.compile, verify=ttb.Tolerance(0.0, 0.0, 0.0))
+    with pytest.raises(type(error) if kind != "verification" else VerificationFailed) as caught:
+        compile(model, x)
+    assert len(made) > 2
     gc.collect()  # torch's graphs refer to themselves; what is left now is what the exception holds
     assert [reference() for reference in made if reference() is not None] == []
     assert len(traceback.extract_tb(caught.value.__traceback__)) > 2  # it still says where

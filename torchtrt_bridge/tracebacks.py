@@ -69,7 +69,7 @@ def render(error: BaseException) -> list[str]:
     for frame in own[-1:]:
         lines += ["", f"at {_place(frame)}", f"    {frame.line}"]
     if details:
-        lines += ["", *details.splitlines()]
+        lines += ["", *details.strip("\n").splitlines()]
     root = list(chain(error))[-1]
     reason = str(root).strip().partition("\n")[0]
     if reason not in str(error):

@@ -15,11 +15,13 @@ from jupyter_client.manager import KernelManager
 
 @dataclasses.dataclass
 class Cell:
-    """What running one cell gave: ``data`` is its result by MIME type, ``traceback`` its error."""
+    """What running one cell gave: ``data`` is its result by MIME type, ``traceback`` its error, ``displays`` what else
+    it displayed, as text, with every change."""
 
     stdout: str = ""
     stderr: str = ""
     data: dict[str, str] = dataclasses.field(default_factory=dict)
+    displays: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
     traceback: str = ""
     seconds: float = 0.0
@@ -68,6 +70,8 @@ class Kernel:
             setattr(cell, content["name"], getattr(cell, content["name"]) + content["text"])
         elif kind == "execute_result":
             cell.data = content["data"]
+        elif kind in ("display_data", "update_display_data"):
+            cell.displays.append(content["data"].get("text/plain", ""))
         elif kind == "error":
             cell.error = content["ename"]
             cell.traceback = "\n".join(content["traceback"])
