@@ -2,8 +2,9 @@
 
     python examples/dataloader_workers.py
 
-Workers that only load data may be forked, as they are by default on Linux: they never touch the module. A worker that
-calls it must be spawned: it receives the module by pickle, and makes an engine of its own.
+Workers that only load data may be forked: they never touch the module. A worker that calls it must be spawned: it
+receives the module by pickle, and makes an engine of its own. (In a forked one, a module on a GPU raises UsedAfterFork,
+and one on the CPU starts anew.)
 """
 
 from __future__ import annotations

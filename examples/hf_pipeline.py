@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
+from transformers.utils import logging
 
 import torchtrt_bridge as ttb
 
@@ -29,6 +30,7 @@ SENTENCES = [
 def main(precision: str = "fp32") -> tuple[dict[str, float], dict[str, float]]:
     """Each sentence's score: by the model, and by the compiled module. The labels are part of the names."""
     torch.manual_seed(0)
+    logging.set_verbosity(logging.CRITICAL)  # a pipeline lists all classes that it knows where it meets another one
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     tokenizer = make_tokenizer()
     config = BertConfig(

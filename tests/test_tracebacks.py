@@ -18,6 +18,8 @@ from torchtrt_bridge.backends.onnx import OnnxBackend
 from torchtrt_bridge.errors import VerificationFailed
 from torchtrt_bridge.tracebacks import chain, render
 
+NEVER = {"verify": ttb.Tolerance(-1.0, -1.0, -1.0), "backend": "onnx"}
+
 
 class Fails(nn.Module):
     def forward(self, x):
@@ -66,7 +68,8 @@ def test_an_exception_holds_nothing_that_was_made(made, monkeypatch, kind):
     error = KeyboardInterrupt() if kind == "interrupt" else ttb.errors.ConversionFailed("no more")
     if kind != "verification":
         monkeypatch.setattr(OnnxBackend, "convert", convert_and_raise(error, made))
-    compile = ttb.build if kind == "build" else functools.partial(ttb.compile, verify=ttb.Tolerance(0.0, 0.0, 0.0))
+    building = functools.partial(ttb.build, backend="onnx")
+    compile = building if kind == "build" else functools.partial(ttb.compile, **NEVER)
     with pytest.raises(type(error) if kind != "verification" else VerificationFailed) as caught:
         compile(model, x)
     assert len(made) > 2
@@ -103,7 +106,7 @@ def test_a_module_made_after_a_failed_route_leaves_nothing(made, monkeypatch):
 
 def test_in_short_the_summary_the_users_line_the_details_the_cause():
     with pytest.raises(VerificationFailed) as caught:
-        ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3), verify=ttb.Tolerance(0.0, 0.0, 0.0))
+        ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3), **NEVER)
     lines = caught.value._render_traceback_()
     assert lines[0].endswith("VerificationFailed\033[0m: " + str(caught.value).splitlines()[0])
     assert lines[2].startswith(f"at {__file__}, line ") and "ttb.compile(nn.Linear" in lines[3]
@@ -119,13 +122,20 @@ def test_in_short_the_summary_the_users_line_the_details_the_cause():
 def test_a_failed_verification_has_its_table_as_data_and_as_html():
     model = nn.Linear(3, 4).eval()
     with pytest.raises(VerificationFailed) as caught:
-        ttb.compile(model, {"input": torch.randn(2, 3)}, dynamic_batch=(1, 2, 5), verify=ttb.Tolerance(0.0, 0.0, 0.0))
+        ttb.compile(model, {"input": torch.randn(2, 3)}, dynamic_batch=(1, 2, 5), **NEVER)
     error = pickle.loads(pickle.dumps(caught.value))
     assert [row["at"] for row in error.rows] == ["the example", "batch=1", "batch=5"]
     assert str(error) == str(caught.value)
     page = error._repr_html_()
     assert page.count("<tr>") == 4 and "batch=5" in page and "fp32" in page
     assert all(f"{row['relative_l2']:.2e}" in page for row in error.rows)
+
+
+def test_where_every_route_is_wrong_the_table_has_all_of_them():
+    with pytest.raises(VerificationFailed) as caught:
+        ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3), verify=NEVER["verify"])
+    routes = [row["result"] for row in caught.value.rows]
+    assert routes[0] == "onnx: output" and len(routes) > 1
 
 
 def test_html_escapes_names_that_users_and_files_give():

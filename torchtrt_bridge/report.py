@@ -86,7 +86,7 @@ class Report:
             ("seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in sorted(self.seconds.items()))),
         ]
         if self.runtime == "tensorrt":
-            facts.append(("CUDA graph", self.cuda_graph))
+            lines.append(("CUDA graph", self.cuda_graph))
         if self.kept_fp32:
             kept = (f"{op} ({len(places)} place{'s' * (len(places) > 1)})" for op, places in self.kept_fp32.items())
             lines.append(("kept in fp32", ", ".join(kept)))

@@ -128,6 +128,13 @@ class Attempts:
             return kind(f"The route {self.rows[0].route!r} cannot compile the model: {self.rows[0].reason}")
         reasons = "\n".join(f"  {row.route}: {_indented(row.reason)}" for row in self.rows)
         error = kind(f"No route could compile the model:\n{reasons}")
+        if isinstance(error, VerificationFailed):
+            tried = [row.route for row in self.rows if row.outcome == "wrong"]
+            error.rows = tuple(
+                {**row, "result": f"{route}: {row['result']}"}
+                for route, each in zip(tried, self.errors)
+                for row in getattr(each, "rows", ())
+            )
         error.__cause__ = self.errors[-1] if self.errors else None
         return error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import html
 import os
 import threading
 import warnings
@@ -379,13 +378,10 @@ class TRTModule(OneEngine):
         return ",\n".join(f"{key}: {value}" for key, value in self._facts())
 
     def _repr_html_(self) -> str:
-        facts = self._facts() if self._artifact is not None else [("empty", "load_state_dict() fills it")]
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
-            for key, value in facts
-        )
-        return f"<b>TRTModule</b><table>{rows}</table>"
+        from ..tables import facts
+
+        known = self._facts() if self._artifact is not None else [("empty", "load_state_dict() fills it")]
+        return "<b>TRTModule</b>" + facts(known)
 
     def _facts(self) -> list[tuple[str, str]]:
         artifact = self._loaded()
