@@ -357,6 +357,13 @@ def test_a_process_that_ended_for_want_of_work_is_started_again(monkeypatch):
     assert worker._process._child is not child
 
 
+def test_torchs_other_way_to_look_for_a_gpu_finds_none_either(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning leaves it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the process is another one then
+    plan = plan_of(Attention(), torch.randn(2, 3, 8, 8), "fp16")
+    assert set(plan.results.values()) == {"FLOAT"}
+
+
 BROKEN = """
 import sys, torch, torchtrt_bridge as ttb
 sys.path.insert(0, sys.argv[1])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -47,7 +49,8 @@ def check(name: str, precision: str, calls: list[str], monkeypatch: pytest.Monke
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # trainers leave files
     monkeypatch.syspath_prepend(FOLDER)  # a spawned worker, too, imports the recipe by name
-    eager, compiled = importlib.import_module(name).main(precision)
+    with mock.patch.dict(os.environ):  # trainers set variables
+        eager, compiled = importlib.import_module(name).main(precision)
     relative, absolute = ALLOWED[precision]
     assert eager and compiled == pytest.approx(eager, rel=relative, abs=absolute)
     assert all(math.isfinite(value) for value in eager.values()) and any(eager.values())

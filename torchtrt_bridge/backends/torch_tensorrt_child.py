@@ -156,6 +156,7 @@ def _answer_for_gpu(capability: tuple[int, int]) -> None:
         major, minor = capability
 
     cuda: Any = torch.cuda
+    cuda.is_available = lambda: False  # with PYTORCH_NVML_BASED_CUDA_CHECK, as Lightning sets it, it goes by the count
     cuda.get_device_capability = lambda device=None: tuple(capability)
     cuda.get_device_properties = lambda device=None: Properties()
     cuda.get_device_name = lambda device=None: Properties.name
