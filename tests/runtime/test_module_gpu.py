@@ -178,11 +178,11 @@ def test_results_through_an_output_allocator(mixer, monkeypatch):
     known size are sent the way that such a one takes."""
     from torchtrt_bridge.trt import execution
 
-    def template(slot, binding):
+    def layout(slot, binding):
         slot._allocators[binding.name] = execution._output_allocator(slot._engine)
         assert slot._context.set_output_allocator(binding.name, slot._allocators[binding.name])
 
-    monkeypatch.setattr(execution._Slot, "_template", template)
+    monkeypatch.setattr(execution._Slot, "_layout", layout)
     module = ttb.compile(mixer, (torch.randn(2, 3, 16, 16, device="cuda"),), dynamic_batch=(1, 4, 16))
     for batch in (1, 16, 5):
         x = torch.randn(batch, 3, 16, 16, device="cuda")

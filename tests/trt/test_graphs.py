@@ -138,7 +138,8 @@ def driver(monkeypatch):
             pass
 
     monkeypatch.setattr(graphs, "runtime", lambda: driver)
-    monkeypatch.setattr(graphs, "_new", lambda shape, stride, dtype: torch.full(shape, float("nan"), dtype=dtype))
+    for module in (graphs, execution):
+        monkeypatch.setattr(module, "allocator", lambda device: poisoned)
     monkeypatch.setattr(graphs, "_device", lambda: None)
     monkeypatch.setattr(graphs, "_capturing", lambda: False)
     monkeypatch.setattr(graphs, "_direct", lambda tensor: tensor.is_contiguous())
@@ -154,6 +155,10 @@ def make(driver, graphs=4, must=False, **kinds):
     nothing = torch.empty(0, dtype=torch.uint8)
     run = execution.Execution(engine, "ab", "y", lambda t: None, nothing, 8, graphs=graphs, must_graph=must)
     return lambda a, b: run([a, b])[0], run
+
+
+def poisoned(shape, strides, dtype):
+    return torch.full(shape, float("nan"), dtype=dtype)
 
 
 def tensors(rows=2, count=2):
@@ -216,11 +221,13 @@ def test_an_input_at_other_addresses_is_copied_from_then_on_and_only_that_one(dr
 
 
 def test_addresses_that_come_again_have_their_copies_in_the_graph(driver, monkeypatch):
-    call, run = make(driver)
-    cases, b = tensors(count=2), tensors(count=1)[0]
     blocks = tensors(count=3)  # as an allocator gives the same memory again once it was freed
     taken = iter(range(1000))
-    monkeypatch.setattr(graphs, "_new", lambda *layout: blocks[next(taken) % 3].fill_(float("nan")).view(2, WIDTH))
+    monkeypatch.setattr(
+        graphs, "allocator", lambda _: lambda *layout: blocks[next(taken) % 3].fill_(float("nan")).view(2, WIDTH)
+    )
+    call, run = make(driver)
+    cases, b = tensors(count=2), tensors(count=1)[0]
     kept = None
     for step in range(40):
         a = cases[step % 2]

@@ -19,7 +19,7 @@ import torch
 from ..errors import InvalidOption
 from .cudart import GraphFailed
 from .engine import Binding, Context, Engine, order
-from .graphs import Graphs
+from .graphs import Graphs, allocator, contiguous_strides
 
 _log = logging.getLogger("torchtrt_bridge")
 
@@ -187,7 +187,8 @@ class _Slot:
         self._set: list[tuple[torch.Size, torch.dtype]] | None = None  # what the context is set to
         self._addresses: list[int] = [-1] * len(inputs)
         self._result_addresses: list[int] = [-1] * len(outputs)
-        self._templates: list[tuple[str, torch.Tensor | None]] = []
+        self._layouts: list[tuple[str, tuple[Any, ...] | None]] = []
+        self._new = allocator(engine.device)
         self._allocators: dict[str, Any] = {}
         self._scratch: torch.Tensor | None = None
         self._nothing = torch.empty(_ALIGNMENT, dtype=torch.uint8, device=engine.device)
@@ -248,12 +249,12 @@ class _Slot:
                 self._set_input(index, address)
         context = self._context
         results: list[Any] = []
-        empty_like = torch.empty_like
-        for name, template in self._templates:
-            if template is None:
+        new = self._new
+        for name, layout in self._layouts:
+            if layout is None:
                 results.append(None)
                 continue
-            result = empty_like(template, memory_format=torch.contiguous_format)
+            result = new(*layout)
             address = result.data_ptr()
             if address != self._result_addresses[len(results)]:
                 context.set_tensor_address(name, address or self._no_address)
@@ -299,14 +300,13 @@ class _Slot:
         if self._scratch is None or self._scratch.numel() < needed:
             self._scratch = torch.empty(max(needed, 1), dtype=torch.uint8, device=self._device)
             context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
-        self._templates = [(binding.name, self._template(binding)) for binding in self._outputs]
+        self._layouts = [(binding.name, self._layout(binding)) for binding in self._outputs]
 
-    def _template(self, binding: Binding) -> torch.Tensor | None:
-        """One element that looks like a whole result: ``empty_like`` of it is the quickest way to the next one. None
-        where the size depends on the data."""
+    def _layout(self, binding: Binding) -> tuple[Any, ...] | None:
+        """Shape, strides and dtype of a result; None where the size depends on the data."""
         shape = tuple(self._context.get_tensor_shape(binding.name))
         if all(size >= 0 for size in shape):
-            return torch.empty((), dtype=binding.dtype, device=self._device).expand(shape)
+            return shape, contiguous_strides(shape), binding.dtype
         if binding.name not in self._allocators:
             self._allocators[binding.name] = _output_allocator(self._engine)
             self._context.set_output_allocator(binding.name, self._allocators[binding.name])

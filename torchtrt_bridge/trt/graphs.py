@@ -123,7 +123,11 @@ class Graph:
         self._base: int | None = None
         self._executables: collections.OrderedDict[tuple[int, ...], int] = collections.OrderedDict()
         self._device = engine.device
+        self._new = allocator(engine.device)
+        self._several = torch.cuda.device_count() > 1
+        self._start = self._runtime.launch
         self._used = [(index, binding) for index, binding in enumerate(inputs) if binding is not None]
+        self._indices = [index for index, _ in self._used]
         # kernels that change while the engine runs would not change in the graph: settled before it is captured
         self.context = engine.create_context(kernels, settled=True)
         context = self.context.trt
@@ -150,12 +154,12 @@ class Graph:
 
     def __call__(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The results, in tensors of the caller's own, enqueued on the device's current stream ``stream``."""
-        if _device() != self._device.index:
+        if self._several and _device() != self._device.index:
             with torch.cuda.device(self._device):
                 return self(tensors, stream)
-        results = [_new(shape, stride, dtype) for shape, stride, dtype in self._layouts]
+        results = [self._new(*layout) for layout in self._layouts]
         addresses = []
-        for index, _ in self._used:
+        for index in self._indices:
             tensor = tensors[index]
             addresses.append(tensor.data_ptr() if tensor.is_contiguous() else -1)
         for result in results:
@@ -164,7 +168,9 @@ class Graph:
         executable = self._executables.get(key)
         if executable is None:
             return self._with_other_addresses(tensors, results, key, stream)
-        self._launch(executable, stream)
+        code = self._start(executable, stream)
+        if code:
+            raise self._not_launched(code)
         return results
 
     def capture(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
@@ -252,9 +258,12 @@ class Graph:
         return made
 
     def _launch(self, executable: int, stream: int) -> None:
-        code = self._runtime.launch(executable, stream)
+        code = self._start(executable, stream)
         if code:
-            raise RuntimeError(f"The CUDA graph could not be launched: {self._runtime.message(code)}.")
+            raise self._not_launched(code)
+
+    def _not_launched(self, code: int) -> RuntimeError:
+        return RuntimeError(f"The CUDA graph could not be launched: {self._runtime.message(code)}.")
 
     def _forget(self) -> None:
         executables = [*self._executables.values(), *([self._base] if self._base is not None else [])]
@@ -281,11 +290,25 @@ def _direct(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and not tensor.data_ptr() % _ALIGNMENT
 
 
-def _empty(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty_strided(shape, stride, dtype=dtype, device="cuda")
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
-# a new tensor on the current device, in a third of the time, where torch has it
-_new: Any = getattr(getattr(torch._C, "_dynamo", None) and torch._C._dynamo.guards, "_empty_strided_cuda", _empty)
+def allocator(device: torch.device) -> Any:
+    """``new(shape, strides, dtype)``: a new tensor on ``device``, where torch has it in a third of the usual time."""
+    quick = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None) if hasattr(torch._C, "_dynamo") else None
+    if quick is not None and device.type == "cuda" and torch.cuda.device_count() == 1:
+        return quick  # on the current device, which is the only one
+
+    def new(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+    return new
+
+
 _capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
 _device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
