@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge import selection
+from torchtrt_bridge.backends import torch2trt as route
 from torchtrt_bridge.backends import torch2trt_library
 from torchtrt_bridge.backends.torch2trt_library import Library
-from torchtrt_bridge.errors import BackendUnavailable, ConversionFailed, InvalidOption, UnsupportedLayer
+from torchtrt_bridge.errors import BackendUnavailable, BuildCrashed, ConversionFailed, InvalidOption, UnsupportedLayer
 
 pytest.importorskip("tensorrt_rtx")
 HERE = Path(__file__).parent
@@ -261,6 +262,19 @@ def test_a_broken_one_is_a_reason_too(monkeypatch, tmp_path):
 def test_the_cpu_is_refused_with_a_reason(stand_in):
     with pytest.raises(ConversionFailed, match="makes TensorRT plans only"):
         ttb.compile(Model().eval(), torch.randn(2, 4), backend="torch2trt")
+
+
+def test_a_builder_that_would_end_the_process_is_not_tried(stand_in, monkeypatch):
+    def crash(request, **_):
+        assert request.fill is None, "the process would be gone now"
+        raise BuildCrashed("The build process ended")
+
+    route._require_a_builder_that_survives.cache_clear()
+    monkeypatch.setattr("torchtrt_bridge.trt.build.build", crash)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BuildCrashed):
+        build(Model(), torch.randn(2, 4))
+    route._require_a_builder_that_survives.cache_clear()
 
 
 def test_it_is_tried_last():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...backends.interface import input_names, output_names
 from ...errors import InvalidFile
 from ...runtime.module import TRTModule as _TRTModule
 from .flattener import Flattener
@@ -51,11 +52,11 @@ class TRTModule(_TRTModule):
 
     @property
     def input_names(self) -> list[str] | None:
-        return None if self._artifact is None else list(self._artifact.segments[0].inputs)
+        return None if self._artifact is None else input_names(self.signature)
 
     @property
     def output_names(self) -> list[str] | None:
-        return None if self._artifact is None else list(self._artifact.segments[-1].outputs)
+        return None if self._artifact is None else output_names(self.signature)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
         return TRTModule.of(super().__deepcopy__(memo))
