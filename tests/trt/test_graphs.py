@@ -141,7 +141,9 @@ def driver(monkeypatch):
     for module in (graphs, execution):
         monkeypatch.setattr(module, "allocator", lambda device: poisoned)
     monkeypatch.setattr(graphs, "_device", lambda: None)
-    monkeypatch.setattr(graphs, "_capturing", lambda: False)
+    driver.users_capture = False
+    for module in (graphs, execution):
+        monkeypatch.setattr(module, "capturing", lambda: driver.users_capture)
     monkeypatch.setattr(graphs, "_direct", lambda tensor: tensor.is_contiguous())
     monkeypatch.setattr(execution, "_ALIGNMENT", 1)
     monkeypatch.setattr(execution, "_current_stream", lambda index: 0)
@@ -291,15 +293,41 @@ def test_a_graph_has_a_context_of_its_own_which_nothing_changes(driver):
     assert graph.context.trt.addresses == before and graph.context.trt.shapes["a"] == (3, WIDTH)
 
 
-def test_inside_the_callers_own_capture_calls_are_plain(driver, monkeypatch):
-    call, _ = make(driver)
+def test_inside_the_callers_own_capture_calls_are_plain_and_the_context_is_the_callers_graphs_then(driver):
+    call, run = make(driver)
     a, b = tensors()
     for _ in range(3):
         call(a, b)
-    monkeypatch.setattr(graphs, "_capturing", lambda: True)
-    launches = driver.launches
-    right(call(a, b), a, b)
-    assert driver.launches == launches
+    context = run._slots[0].context.trt
+    driver.users_capture, launches = True, driver.launches
+    driver.capturing = []
+    captured = call(a, b)
+    users_graph, driver.capturing, driver.users_capture = driver.capturing, None, False
+    assert driver.launches == launches and len(users_graph) == 1
+    addresses, shapes = dict(context.addresses), dict(context.shapes)
+    for rows in (2, 1, 1, 3, 3, 2):
+        other = tensors(rows)
+        right(call(*other), *other)
+    assert (context.addresses, context.shapes) == (addresses, shapes)
+    assert run._slots[0].context.trt is not context and run._captured[0].context.trt is context
+    a.fill_(7.0)
+    users_graph[0]()
+    right(captured, a, b)
+
+
+def test_the_callers_own_capture_needs_a_call_before(driver):
+    from torchtrt_bridge.errors import NotTraceable
+
+    call, run = make(driver)
+    driver.users_capture = True
+    with pytest.raises(NotTraceable, match="Call the module once with them before"):
+        call(*tensors())
+    assert not run._slots
+    driver.users_capture = False
+    call(*tensors(1))
+    driver.users_capture = True
+    with pytest.raises(NotTraceable, match="with these shapes"):
+        call(*tensors(2))
 
 
 def test_inference_mode_and_gradients_come_and_go(driver):

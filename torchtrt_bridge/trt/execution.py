@@ -16,12 +16,17 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidOption
+from ..errors import InvalidOption, NotTraceable
 from .cudart import GraphFailed
 from .engine import Binding, Context, Engine, order
-from .graphs import Graphs, allocator, contiguous_strides
+from .graphs import Graphs, allocator, capturing, contiguous_strides
 
 _log = logging.getLogger("torchtrt_bridge")
+
+_WARM_UP = (
+    "A CUDA graph of your own is being captured, and this stream has no execution context that ran with these shapes."
+    " Call the module once with them before, on the stream that will capture."
+)
 
 _ALIGNMENT = 256  # of every address TensorRT is given; torch's allocator gives 512, views may have less
 
@@ -78,6 +83,7 @@ class Execution:
         self._kernels = kernels
         self._max_contexts = max_contexts
         self._slots: dict[int, _Slot] = {}
+        self._captured: list[_Slot] = []
         self._lock = threading.Lock()
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -87,7 +93,11 @@ class Execution:
             slot = self._slots.get(stream) or self._take(stream)
             with slot.lock:
                 if slot.stream == stream:  # else another stream took it between the two lines above
-                    return slot.run(tensors, stream)
+                    try:
+                        return slot.run(tensors, stream)
+                    except _BelongsToAGraph:
+                        pass
+            self._leave(slot)
 
     @property
     def graphs(self) -> int:
@@ -122,13 +132,15 @@ class Execution:
             slot = self._slots.get(stream)
             if slot is not None:
                 return slot
-            if len(self._slots) < self._max_contexts:
+            if capturing():
+                raise NotTraceable(_WARM_UP)
+            if sum(not other.captured for other in self._slots.values()) < self._max_contexts:
                 context = self.engine.create_context(self._fullest_cache())
                 slot = _Slot(self.engine, self._wanted, context, self._inputs, self._outputs, self._check, stream)
                 self._slots[stream] = slot
                 return slot
             device = self.engine.device
-            candidates = sorted(self._slots.values(), key=lambda s: s.used)
+            candidates = sorted((s for s in self._slots.values() if not s.captured), key=lambda s: s.used)
             idle = (s for s in candidates if torch.cuda.ExternalStream(s.stream, device=device).query())
             slot = next(idle, candidates[0])
             with slot.lock:
@@ -138,6 +150,18 @@ class Execution:
                 slot.give_to(stream, current)
                 self._slots[stream] = slot
             return slot
+
+
+    def _leave(self, slot: _Slot) -> None:
+        """A context that the caller captured is the caller's graph's from then on, as long as this lives."""
+        with self._lock:
+            if slot.captured and self._slots.get(slot.stream) is slot:
+                del self._slots[slot.stream]
+                self._captured.append(slot)
+
+
+class _BelongsToAGraph(Exception):
+    """The caller captured a call of this context; another call must not change it."""
 
 
 @dataclasses.dataclass
@@ -175,6 +199,7 @@ class _Slot:
         self.lock = threading.Lock()
         self.stream = stream
         self.used = time.monotonic()
+        self.captured = False
         self._wanted = wanted
         self._engine = engine
         self._device = engine.device
@@ -204,6 +229,8 @@ class _Slot:
 
     def run(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The call path. What it does once per tensor is what costs; nothing here could have been done before."""
+        if self.captured and not capturing():
+            raise _BelongsToAGraph
         self.used = time.monotonic()
         known = self._known
         try:
@@ -234,6 +261,10 @@ class _Slot:
 
     def _enqueue(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """A call without a graph."""
+        if capturing():
+            if self._set is not self._known:
+                raise NotTraceable(_WARM_UP)
+            self.captured = True
         if self._set is not self._known or self._reads_host:
             self._set_shapes(tensors)
             self._set = self._known

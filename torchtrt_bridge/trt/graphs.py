@@ -65,7 +65,7 @@ class Graphs:
         Raises:
             GraphFailed: the engine cannot be captured.
         """
-        if _capturing():  # the caller is capturing this call; what is launched then belongs to the caller's graph
+        if capturing():  # the caller is capturing this call; what is launched then belongs to the caller's graph
             return None
         graph = self._current
         if graph is not None:
@@ -310,5 +310,5 @@ def allocator(device: torch.device) -> Any:
     return new
 
 
-_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
+capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
 _device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
