@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import pickle
 import traceback
 import weakref
@@ -104,6 +105,21 @@ def test_a_module_made_after_a_failed_route_leaves_nothing(made, monkeypatch):
     assert [r() for r in made if r() is not None] == [fast]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_module_goes_with_its_last_reference(precision):
+    x = torch.randn(2, 3)
+    fast = ttb.compile(nn.Linear(3, 4).eval(), x, precision)
+    fast(x), fast.report, fast.state_dict(), repr(fast), fast._repr_html_()
+    references = [weakref.ref(each) for each in (fast, fast._artifact, fast._execution)]
+    gc.collect()
+    gc.disable()  # an engine's memory cannot wait for it
+    try:
+        del fast
+        assert [reference() for reference in references] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def test_in_short_the_summary_the_users_line_the_details_the_cause():
     with pytest.raises(VerificationFailed) as caught:
         ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3), **NEVER)
@@ -117,6 +133,20 @@ def test_in_short_the_summary_the_users_line_the_details_the_cause():
     assert "return secret @ secret" not in "\n".join(render(caught.value))  # the cause's frames are elsewhere
     assert "mat1 and mat2" in "\n".join(render(caught.value))
     assert len(render(caught.value)) < 10
+
+
+def test_in_short_a_library_that_asked_for_what_is_not_there_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "a_library.py").write_text("def classes(model):\n    return model.head.out_features\n")
+    monkeypatch.syspath_prepend(folder)
+    a_library = importlib.import_module("a_library")
+    fast = ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3))
+    with pytest.raises(ttb.errors.NoLayers) as caught:
+        a_library.classes(fast)
+    lines = render(caught.value)
+    assert lines[2].startswith(f"at {__file__}") and "a_library.classes(fast)" in lines[3]
+    assert lines[4] == f"through {folder / 'a_library.py'}, line 2" and "model.head" in lines[5]
 
 
 def test_a_failed_verification_has_its_table_as_data_and_as_html():

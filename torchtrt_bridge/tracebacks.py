@@ -32,15 +32,17 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        hurry = False
         try:
             return function(*args, **kwargs)
         except BaseException as error:
+            hurry = isinstance(error, KeyboardInterrupt)  # someone waits for it to end
             for each in chain(error):
                 traceback.clear_frames(each.__traceback__)
             del args, kwargs  # this frame is in the traceback as well
             raise
         finally:
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized() and not hurry:
                 gc.collect()  # graphs refer to themselves, and hold weights: on a GPU that cannot wait
 
     return wrapper
@@ -65,9 +67,13 @@ def render(error: BaseException) -> list[str]:
     """
     summary, _, details = str(error).partition("\n")
     lines = [_red(type(error).__name__) + f": {summary}"]
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_internal(frame.filename)]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_internal(frame.filename)]
     for frame in own[-1:]:
         lines += ["", f"at {_place(frame)}", f"    {frame.line}"]
+    through = [frame for frame in frames if not _is_ours_or_torchs(frame.filename) and frame not in own]
+    for frame in through[-1:]:
+        lines += [f"through {_place(frame)}", f"    {frame.line}"]
     if details:
         lines += ["", *details.strip("\n").splitlines()]
     root = list(chain(error))[-1]
@@ -90,6 +96,10 @@ def _is_internal(filename: str) -> bool:
         or "dist-packages" in filename
         or filename.startswith((sys.base_prefix + "/lib/", "<frozen"))
     )
+
+
+def _is_ours_or_torchs(filename: str) -> bool:
+    return filename.startswith((_HERE, str(Path(torch.__file__).parent), sys.base_prefix, "<frozen"))
 
 
 def _place(frame: traceback.FrameSummary) -> str:
