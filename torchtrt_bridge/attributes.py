@@ -186,7 +186,7 @@ def to_node(value: Any, path: str) -> Node:
             own = {name: v for name, v in vars(item).items() if not name.startswith("_") or name in _PRIVATE}
             if callable(getattr(cls, "to_dict", None)):  # transformers writes class attributes there too (model_type)
                 said = item.to_dict()
-                own |= {name: getattr(item, name, None) or said[name] for name in said if name not in own}
+                own |= {name: getattr(item, name, None) or said[name] for name in said if own.get(name) is None}
             return _record(cls.__name__, own.items(), _of_class(item, set(own)), [], where)
         return None
 

@@ -34,7 +34,7 @@ class CheckedExecution:
         if empty is not None:
             return empty
         self.copied.update(index for index, tensor in enumerate(tensors) if not tensor.is_contiguous())
-        return self._run([tensor.contiguous() for tensor in tensors])
+        return self._run([tensor.contiguous().resolve_neg() for tensor in tensors])
 
 
 class OnnxExecution:

@@ -1,7 +1,7 @@
 """Compiled modules in a process that was forked from the one that used them.
 
-What runs an engine holds threads (ONNX Runtime) or a CUDA context, and neither comes along. So the child starts anew:
-on the CPU it makes another session when the module is next called; on a GPU that is an error, as for all of CUDA.
+What runs an engine holds threads (ONNX Runtime, OpenMP) or a CUDA context, and neither comes along. So the child starts
+anew: on the CPU it makes another session when the module is next called; on a GPU that is an error, as for all of CUDA.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..errors import UsedAfterFork
 if TYPE_CHECKING:
     from .module import TRTModule
 
+_forked: list[bool] = []
 _living: weakref.WeakSet[TRTModule] = weakref.WeakSet()
 
 
@@ -37,7 +38,14 @@ def check_gpu() -> None:
         )
 
 
+def without_lost_threads() -> None:
+    """Keep PyTorch from waiting for OpenMP's threads, which a forked child lacks; DataLoader does so in its workers."""
+    if _forked and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
 def _in_child() -> None:
+    _forked.append(True)
     for module in list(_living):
         module._lock = threading.Lock()  # another thread of the parent's may have held it
         execution, module._execution = module._execution, None

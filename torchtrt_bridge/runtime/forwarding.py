@@ -31,6 +31,8 @@ class OwnSignature:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self.function if instance is None else types.MethodType(instance._forward, instance)
 
+    vars(__get__).update(_NOT_FOR_DYNAMO)
+
     def for_signature(self, signature: Signature) -> types.FunctionType:
         """The same function with the signature of the model's ``forward``."""
         code: Any = self.function

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from ..errors import NoLayers
+
+_SAVED = ("engine", "program", "manifest", "runtime_cache", "source", "constant")  # names in the saved form
 
 
 class OneEngine(nn.Module):
@@ -33,6 +36,11 @@ class OneEngine(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (nn.Module, nn.Parameter)):
             _refuse(name)
+        if isinstance(value, torch.Tensor) and name in _SAVED:  # torch.func.functional_call with a state dict
+            raise NoLayers(
+                f"{name!r} cannot be set: the engine is fixed. load_state_dict() takes a saved module, and functional"
+                " calls take no parameters."
+            )
         if name == "training":
             value = False
         if name in self.__dict__.get("_attributes", ()):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..signature import Signature
 
 Execution = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+_modes_at_work: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 class TRTModule(OneEngine):
@@ -113,12 +114,15 @@ class TRTModule(OneEngine):
                     return tracing.as_leaf(proxy, self, args, kwargs)
                 tensors = tracing.plain(tensors)
                 break
+        if _modes_at_work():
+            tracing.check_modes()
         try:
             outputs = (self._execution or self._start())(tensors)
-        except RuntimeError:
+        except Exception:
             tracing.explain(tensors)
             raise
         if torch.is_grad_enabled() and gradients.needed(tensors):
+            tracing.explain(tensors)
             outputs = gradients.refused(tensors, outputs)
         return outputs[0] if self._single else self._assemble(outputs, tensors)
 
@@ -167,7 +171,7 @@ class TRTModule(OneEngine):
         copied = sorted(getattr(self._execution, "copied", ()))
         names = ", ".join(repr(self.signature.inputs[index].name) for index in copied)
         if names:
-            note = f"{names} came with other strides than contiguous ones, and is copied once in every such call"
+            note = f"{names} came with strides (or an address) that no engine reads: copied, once in every such call"
             report = dataclasses.replace(report, notes=(*report.notes, note))
         return report
 
@@ -466,6 +470,7 @@ class TRTModule(OneEngine):
         self._device = self._wanted_device or torch.device("cpu")
         self._check: InputCheck | None = None
         self._attributes = {}
+        self._pickled: dict[str, torch.Tensor] = {}
         self._forward: Any = TRTModule.forward
 
     def _load(self, tensors: Mapping[str, Any]) -> None:
@@ -534,6 +539,7 @@ class TRTModule(OneEngine):
 
     def _make_execution(self, artifact: Artifact) -> Execution:
         assert self._check is not None
+        forks.without_lost_threads()
         if artifact.results:
             from .segments import SegmentedExecution
 

@@ -50,11 +50,20 @@ def plain(tensors: Sequence[Any]) -> list[Any]:
 
 
 def explain(tensors: Sequence[Any]) -> None:
-    """After a failed call: raise NotTraceable if torch.func (vmap, grad, jvp) gave it tensors without memory."""
+    """Raise NotTraceable if the inputs are those of torch.func (vmap, grad, jvp), which have no memory of their own."""
     functorch: Any = getattr(torch._C, "_functorch", None)
     wrapped = getattr(functorch, "is_functorch_wrapped_tensor", None)
     if wrapped is not None and any(isinstance(t, torch.Tensor) and wrapped(t) for t in tensors):
         refuse("torch.func (vmap, grad, jvp)", " An engine runs whole batches: call it outside of the transform.")
+
+
+def check_modes() -> None:
+    """Raise NotTraceable where a dispatch mode is at work that would take the results for constants."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    for mode in _get_current_dispatch_mode_stack():
+        if type(mode).__name__ in ("ProxyTorchDispatchMode", "FakeTensorMode", "FunctionalTensorMode"):
+            refuse(f"torch.export or make_fx ({type(mode).__name__})")
 
 
 def refuse(what: str, remedy: str = "") -> NoReturn:

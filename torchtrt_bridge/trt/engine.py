@@ -76,6 +76,8 @@ class Engine:
     ):
         self.flavor: Flavor = flavor()
         self.device = device
+        self.copied: set[int] = set()
+        """Indices of inputs that were copied before a call, because of their strides or address."""
         self._specialization = specialization
         self._lock = threading.Lock()
         trt = self.flavor.trt

@@ -100,6 +100,11 @@ class Execution:
             self._leave(slot)
 
     @property
+    def copied(self) -> set[int]:
+        """Indices of inputs that were copied before a call, because of their strides or address."""
+        return self.engine.copied
+
+    @property
     def graphs(self) -> int:
         """For how many sets of shapes each context keeps a CUDA graph; 0 for none."""
         return 0 if self.graph_refusal is not None else self._wanted.graphs
@@ -276,6 +281,7 @@ class _Slot:
                 if not tensor.is_contiguous() or address % _ALIGNMENT:
                     tensor = tensor.clone(memory_format=torch.contiguous_format)
                     copies.append(tensor)
+                    self._engine.copied.add(index)
                     address = tensor.data_ptr()
                 self._set_input(index, address)
         context = self._context

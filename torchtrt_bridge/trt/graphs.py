@@ -122,7 +122,7 @@ class Graph:
         self._graph: int | None = None
         self._base: int | None = None
         self._executables: collections.OrderedDict[tuple[int, ...], int] = collections.OrderedDict()
-        self._device = engine.device
+        self._device, self._copied = engine.device, engine.copied
         self._new = allocator(engine.device)
         self._several = torch.cuda.device_count() > 1
         self._start = self._runtime.launch
@@ -185,6 +185,7 @@ class Graph:
             for index, binding in self._used:
                 tensor = tensors[index]
                 if index not in self._own and not _direct(tensor):
+                    self._copied.add(index)
                     self._own[index] = _buffer(tensor.shape, tensor.dtype, self._device)
                 if index in self._own:
                     tensor = self._own[index].copy_(tensor.detach())
