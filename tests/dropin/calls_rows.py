@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from table import Case, close, row
+from dropin_table import Case, close, row
 from torch import nn
 
 import torchtrt_bridge as ttb

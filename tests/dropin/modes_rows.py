@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from table import Case, close, row
+from dropin_table import Case, close, row
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint

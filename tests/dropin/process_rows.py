@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from table import Case, close, row
+from dropin_table import Case, close, row
 from torch.utils.data import DataLoader, Dataset
 
 from torchtrt_bridge.errors import UsedAfterFork

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from table import Case, close, row
+from dropin_table import Case, close, row
 from torch import nn
 
 import torchtrt_bridge as ttb

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from table import Case, close, row
+from dropin_table import Case, close, row
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode

@@ -1,7 +1,7 @@
 """The table of what people do to modules: what a trainable model does then, what a compiled one does, and a test.
 
-``rows()`` is the table; the files ``*_rows.py`` fill it. Every row is a test (``test_table.py``), on the CPU and on the
-GPU, and a line of ``docs/dropin.md``, which ``python tests/dropin/table.py`` writes.
+``rows()`` is the table; the files ``*_rows.py`` fill it. Every row is a test (``test_dropin.py``), on the CPU and on the
+GPU, and a line of ``docs/dropin.md``, which ``python tests/dropin/dropin_table.py`` writes.
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ _HEAD = """# What people do to modules
 
 A compiled module lives where the model lived. This is what comes of {count} things that people, `transformers`, `timm`,
 Lightning and `accelerate` do to modules. Every line is a test in `tests/dropin/`, on the CPU and on the GPU, and this
-page is written from them (`python tests/dropin/table.py`). `fast` is a compiled module; errors are those of
+page is written from them (`python tests/dropin/dropin_table.py`). `fast` is a compiled module; errors are those of
 `torchtrt_bridge.errors` unless another is named."""
 
 
 if __name__ == "__main__":
-    from table import page as whole  # the rows register with the module of that name, not with __main__
+    from dropin_table import page as whole  # the rows register with the module of that name, not with __main__
 
     PAGE.write_text(whole(), "utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from table import PAGE, Case, Net, Row, page, rows
+from dropin_table import PAGE, Case, Net, Row, page, rows
 
 import torchtrt_bridge as ttb
 
@@ -39,7 +39,7 @@ def test_row(row: Row, case: Case) -> None:
 
 
 def test_the_page_is_what_the_table_says() -> None:
-    assert PAGE.read_text("utf-8") == page(), "run: python tests/dropin/table.py"
+    assert PAGE.read_text("utf-8") == page(), "run: python tests/dropin/dropin_table.py"
 
 
 def test_the_table_is_long_enough_and_names_each_row_once() -> None:
