@@ -1,6 +1,6 @@
 """The table of what people do to modules: what a trainable model does then, what a compiled one does, and a test.
 
-``rows()`` is the table; the files ``*_rows.py`` fill it. Every row is a test (``test_dropin.py``), on the CPU and on the
+``rows()`` is the table; the files ``*_rows.py`` fill it. Every row is a test (``test_dropin.py``), on the CPU and on a
 GPU, and a line of ``docs/dropin.md``, which ``python tests/dropin/dropin_table.py`` writes.
 """
 
