@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +31,8 @@ def case(compiled: tuple[Net, ttb.TRTModule, torch.Tensor], tmp_path: Path) -> I
     model, fast, x = compiled
     matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # eager's part of the comparison
-    yield Case(copy.deepcopy(model), copy.deepcopy(fast), x.clone(), tmp_path)
+    with mock.patch.dict(os.environ):  # Lightning sets variables when it is imported
+        yield Case(copy.deepcopy(model), copy.deepcopy(fast), x.clone(), tmp_path)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
 
 

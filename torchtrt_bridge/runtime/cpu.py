@@ -16,7 +16,7 @@ from .tracing import outside_dynamo
 
 
 class CheckedExecution:
-    """What runs on the CPU, with what stands before it. ``copied`` holds the inputs whose strides asked for a copy."""
+    """What runs on the CPU, with what stands before it."""
 
     def __init__(
         self,
@@ -24,17 +24,18 @@ class CheckedExecution:
         run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
     ):
         self._check, self._run = check, run
-        self.copied: set[int] = set()
+
+    @property
+    def copied(self) -> set[int]:
+        """Indices of the inputs that were copied before a call, because of their strides."""
+        return getattr(self._run, "copied", set())
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return outside_dynamo(self._call, tensors)
 
     def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         empty = self._check(tensors)
-        if empty is not None:
-            return empty
-        self.copied.update(index for index, tensor in enumerate(tensors) if not tensor.is_contiguous())
-        return self._run([tensor.contiguous().resolve_neg() for tensor in tensors])
+        return self._run(tensors) if empty is None else empty
 
 
 class OnnxExecution:
@@ -68,9 +69,11 @@ class OnnxExecution:
         present = {value.name for value in self._session.get_inputs()}
         self._inputs = [(i, name) for i, name in enumerate(inputs) if name in present]  # an unused one may be gone
         self._outputs = list(outputs)
+        self.copied: set[int] = set()
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        feed = {name: tensors[i].detach().numpy() for i, name in self._inputs}
+        self.copied.update(i for i, _ in self._inputs if not tensors[i].is_contiguous())
+        feed = {name: tensors[i].detach().contiguous().resolve_neg().numpy() for i, name in self._inputs}
         try:
             results = self._session.run(self._outputs, feed)
         except Exception as error:

@@ -540,6 +540,8 @@ class TRTModule(OneEngine):
     def _make_execution(self, artifact: Artifact) -> Execution:
         assert self._check is not None
         forks.without_lost_threads()
+        if self._device.type == "cuda":
+            forks.check_gpu()
         if artifact.results:
             from .segments import SegmentedExecution
 
@@ -585,7 +587,6 @@ class TRTModule(OneEngine):
         from ..trt.targets import installed
         from . import fit
 
-        forks.check_gpu()
         fit.check(artifact.provenance, installed(), self._device)
         made = artifact.provenance
         engine = Engine(

@@ -23,6 +23,7 @@ from ..backends.base import StoredProgram
 from ..errors import BackendUnavailable, ConversionFailed, InvalidFile, InvalidInput, StateMutated
 from ..export_lock import export_lock
 from .program_check import MissingOperators, Refused, checked
+from .tracing import outside_dynamo
 
 
 def store(program: ExportedProgram) -> StoredProgram:
@@ -118,7 +119,7 @@ class FlatProgram:
         for slot, value in zip(self._slots, inputs):
             values[slot] = value
         with torch.no_grad(), _without_autocast():
-            result = self._graph.forward(*values)
+            result = outside_dynamo(lambda all_: self._graph.forward(*all_), values)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> FlatProgram:

@@ -64,6 +64,13 @@ class SegmentedExecution:
         return tuple(kernels() for kernels in found if kernels is not None)
 
     @property
+    def copied(self) -> set[int]:
+        """Indices of the module's inputs that a segment copied, because of their strides or address."""
+        count = len(self._artifact.signature.inputs)
+        slots = {step.inputs[index] for step in self._steps for index in getattr(step.run, "copied", ())}
+        return {slot for slot in slots if slot < count}
+
+    @property
     def graphs(self) -> int:
         """For how many sets of shapes CUDA graphs are kept, where a plan has any."""
         return max((getattr(step.run, "graphs", 0) for step in self._steps), default=0)
