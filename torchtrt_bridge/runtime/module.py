@@ -470,7 +470,6 @@ class TRTModule(OneEngine):
         self._device = self._wanted_device or torch.device("cpu")
         self._check: InputCheck | None = None
         self._attributes = {}
-        self._pickled = {}
         self._forward: Any = TRTModule.forward
 
     def _load(self, tensors: Mapping[str, Any]) -> None:
