@@ -23,12 +23,14 @@ with contextlib.suppress(ImportError, OSError):
 if TYPE_CHECKING:
     from .compiler import build, compile
     from .explaining import Explanation, explain
+    from .importing import compile_file
     from .loading import load
     from .precision import Precision
     from .report import Report
     from .structure import register_result
     from .tools.benchmark import Benchmark, benchmark
     from .tools.doctor import doctor
+    from .tools.inspect import inspect
     from .trt.targets import targets
     from .verify import Tolerance
 
@@ -45,9 +47,11 @@ __all__ = [
     "benchmark",
     "build",
     "compile",
+    "compile_file",
     "doctor",
     "errors",
     "explain",
+    "inspect",
     "load",
     "register_result",
     "targets",
@@ -64,8 +68,10 @@ _LAZY = {
     "benchmark": "tools.benchmark",
     "build": "compiler",
     "compile": "compiler",
+    "compile_file": "importing",
     "doctor": "tools.doctor",
     "explain": "explaining",
+    "inspect": "tools.inspect",
     "load": "loading",
     "register_result": "structure",
     "targets": "trt.targets",

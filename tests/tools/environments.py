@@ -51,7 +51,7 @@ class Environment:
                 self._link_needed(needed)
 
     def _link_needed(self, needed: Requirement) -> None:
-        name = re.sub(r"[-_.]+", "_", needed.name).lower()
+        name = _normal(needed.name)
         if name.startswith(("nvidia_", "cuda_")):  # one folder holds all of CUDA's libraries
             source = pathlib.Path(str(importlib.metadata.distribution("torch").locate_file("nvidia")))
             if source.exists() and not (self.site / "nvidia").exists():
@@ -61,18 +61,11 @@ class Environment:
 
     def holds(self, name: str) -> bool:
         """Whether a distribution of that name is linked."""
-        wanted = re.sub(r"[-_.]+", "_", name).lower()
-        return any(
-            re.sub(r"[-_.]+", "_", path.name.rpartition("-")[0]).lower() == wanted
-            for path in self.site.glob("*.dist-info")
-        )
+        return any(_is_of(path, name) for path in self.site.glob("*.dist-info"))
 
     def remove(self, name: str) -> None:
         """What ``pip uninstall`` removes: the distribution's links, or its stand-in."""
-        wanted = re.sub(r"[-_.]+", "_", name).lower()
-        for path in list(self.site.glob("*.dist-info")):
-            if re.sub(r"[-_.]+", "_", path.name.rpartition("-")[0]).lower() != wanted:
-                continue
+        for path in [path for path in self.site.glob("*.dist-info") if _is_of(path, name)]:
             record = path / "RECORD"
             roots = {line.split(",")[0].split("/")[0] for line in record.read_text().splitlines() if line}
             for root in roots - {"..", "__pycache__"}:
@@ -135,6 +128,15 @@ class Environment:
         assert done.returncode == 0, done.stderr
         answer, exit_code = json.loads(done.stdout)
         return answer, exit_code
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+def _is_of(metadata: pathlib.Path, name: str) -> bool:
+    """Whether a folder ``NAME-VERSION.dist-info`` belongs to the distribution ``name``."""
+    return _normal(metadata.name.partition("-")[0]) == _normal(name)
 
 
 def commands(answer: dict, route: str) -> list[str]:

@@ -153,8 +153,7 @@ def doctor(routes: Sequence[str] = EVERYTHING) -> Diagnosis:
     sensible = [name for name, known in stopped.items() if not any(problem.missing for problem in known)]
     tried = ask({name: Question(ROUTE, name) for name in sensible})
     results = {name: _route(name, tried.get(name), known) for name, known in stopped.items()}
-    works = {name for name, route in results.items() if route.works}
-    cautions = [problem for problem in found if not problem.routes or works & set(problem.routes)]
+    cautions = [problem for problem in found if not problem.routes]
     if (trouble := Cache().problem()) is not None and os.environ.get(VARIABLE, "").strip().lower() != "off":
         cautions.append(Problem(f"The cache is not used: {trouble}."))
     return Diagnosis(
