@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/archive_format") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
         return False
 
 
@@ -72,13 +73,15 @@ def read_archive(path: str | os.PathLike[str], device: str = "cpu") -> Archive:
         FileNotFoundError: there is no such file.
     """
     name = os.fspath(path)
-    try:
-        with zipfile.ZipFile(name) as archive:
-            return _Reader(name, archive).read(device)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{name} is no whole .pt2 archive ({error}). {_AGAIN}") from None
-    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InvalidFile(f"{name} is damaged or was altered ({type(error).__name__}: {error}). {_AGAIN}") from None
+    with open(name, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _Reader(name, archive).read(device)
+        except InvalidFile:
+            raise
+        except Exception as error:  # zipfile raises anything on a damaged file, and so does what walks altered JSON
+            text = f"{type(error).__name__}: {error}"[:300]
+            raise InvalidFile(f"{name} is damaged or was altered ({text}). {_AGAIN}") from None
 
 
 class _Reader:

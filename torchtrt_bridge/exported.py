@@ -143,7 +143,10 @@ class ProgramModule(nn.Module):
 
     def _dim(self, symbol: str, name: str, span: tuple[int, int, int] | None) -> Dim:
         found = {str(key): value for key, value in self._program.range_constraints.items()}.get(symbol)
-        lower, upper = (0, 2**62) if found is None else (int(found.lower), min(int(found.upper), 2**62))
+        lower = 0 if found is None else int(found.lower)
+        upper = 2**62 if found is None or found.upper > 2**62 else int(found.upper)
+        if upper == 2**62 and lower == 2:  # torch's own assumption about a size that was given no range
+            lower = 1
         if span is None:
             if upper >= 2**31 - 1:
                 raise InvalidOption(

@@ -116,9 +116,10 @@ def _rebuilt(
     if "manifest" not in tensors:
         raise InvalidFile(f"{os.fspath(path)}: {no_manifest(tensors)}")
     artifact, _ = from_tensors(tensors)  # an engine that does not fit here is no hindrance
-    given = {"ranges": ranges, "dynamic_batch": dynamic_batch, "build": build}
-    for name, value in given.items():
-        if value:
+    changed = build is not None and build != type(build)()
+    given = {"ranges": bool(ranges), "dynamic_batch": dynamic_batch is not None, "build": changed}
+    for name, is_given in given.items():
+        if is_given:
             raise InvalidOption(f"{name}: a saved module is rebuilt as it was captured. Leave it out.")
     if precision not in (None, artifact.precision):
         raise InvalidOption(f"precision={precision!r}: the saved module is in {artifact.precision}. Leave it out.")
