@@ -3,6 +3,7 @@ enqueued while it captures, and a launch reads and writes the recorded addresses
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 import pytest
@@ -27,10 +28,14 @@ class Driver:
     def do(self, work):
         work() if self.capturing is None else self.capturing.append(work)
 
-    def begin(self):
+    @contextlib.contextmanager
+    def stream(self):
+        yield -1
+
+    def begin(self, stream):
+        assert stream == -1
         self.capturing = []
         self.captures += 1
-        return -1
 
     def end(self, stream):
         made, self.capturing = self.capturing, None

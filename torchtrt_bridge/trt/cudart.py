@@ -6,9 +6,10 @@ thread that draws random numbers meanwhile gets an error. Here a capture concern
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -62,25 +63,25 @@ class Runtime:
         text = self._library.cudaGetErrorString(ctypes.c_int(code)) or b""
         return f"{text.decode(errors='replace')} (CUDA error {code})"
 
-    def begin(self) -> int:
-        """Start capturing what this thread enqueues on a new stream, which is returned."""
-        stream = ctypes.c_void_p()
-        self._do("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        assert stream.value is not None
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[int]:
+        """A stream of one's own to capture on. Those of torch's pool are shared: another thread may use the same."""
+        made = ctypes.c_void_p()
+        self._do("cudaStreamCreateWithFlags", ctypes.byref(made), ctypes.c_uint(_NON_BLOCKING))
+        assert made.value is not None
         try:
-            self._do("cudaStreamBeginCapture", stream, _THREAD_LOCAL)
-        except GraphFailed:
-            self._calls["cudaStreamDestroy"](stream)
-            raise
-        return stream.value
+            yield made.value
+        finally:
+            self._calls["cudaStreamDestroy"](made)
+
+    def begin(self, stream: int) -> None:
+        """Capture what this thread enqueues on ``stream``, which does not run then."""
+        self._do("cudaStreamBeginCapture", ctypes.c_void_p(stream), _THREAD_LOCAL)
 
     def end(self, stream: int) -> int:
-        """The graph of what was enqueued on ``stream`` since :meth:`begin`; the stream is gone afterwards."""
+        """The graph of what was enqueued on ``stream`` since :meth:`begin`."""
         graph = ctypes.c_void_p()
-        try:
-            self._do("cudaStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
-        finally:
-            self._calls["cudaStreamDestroy"](stream)
+        self._do("cudaStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
         if graph.value is None:
             raise GraphFailed("nothing was captured")
         return graph.value

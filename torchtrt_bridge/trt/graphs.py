@@ -195,13 +195,14 @@ class Graph:
                 raise GraphFailed("TensorRT could not run the engine; the log of 'torchtrt_bridge' has its message")
             results = [result.clone() for result in self._results]
             torch.cuda.current_stream(self._device).synchronize()
-            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
-                raise GraphFailed("TensorRT says that this engine cannot be captured")
-            capturing = self._runtime.begin()
-            try:
-                enqueued = context.execute_async_v3(capturing)
-            finally:
-                self._graph = self._runtime.end(capturing)
+            with self._runtime.stream() as own:
+                if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(own):
+                    raise GraphFailed("TensorRT says that this engine cannot be captured")
+                self._runtime.begin(own)
+                try:
+                    enqueued = context.execute_async_v3(own)
+                finally:
+                    self._graph = self._runtime.end(own)
             if not enqueued:
                 raise GraphFailed("TensorRT could not enqueue the engine while it was captured")
             self._base = self._runtime.executable(self._graph, (), ())
