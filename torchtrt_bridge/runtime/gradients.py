@@ -19,10 +19,7 @@ _MESSAGE = (
 
 def needed(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether autograd would record a call with these inputs."""
-    for tensor in tensors:
-        if tensor.requires_grad:
-            return True
-    return forward_ad._current_level >= 0
+    return torch.is_grad_enabled() and (forward_ad._current_level >= 0 or any(t.requires_grad for t in tensors))
 
 
 def refused(tensors: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> list[torch.Tensor]:

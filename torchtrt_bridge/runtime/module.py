@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from .. import attributes
 from ..errors import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..signature import Signature
 
 Execution = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+_Tensor = torch.Tensor
 _modes_at_work: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
@@ -107,13 +109,16 @@ class TRTModule(OneEngine):
             NotTraceable, UsedAfterFork: a tracer, or a forked process, is at work.
         """
         tensors = args if len(args) == self._plain and not kwargs else self._bind(args, kwargs)
+        recorded = False  # whether autograd would record this call
         for tensor in tensors:
-            if type(tensor) is not torch.Tensor:
+            if type(tensor) is not _Tensor:
                 proxy = tracing.proxy_among(tensors)
                 if proxy is not None:
                     return tracing.as_leaf(proxy, self, args, kwargs)
-                tensors = tracing.plain(tensors)
+                tensors, recorded = tracing.plain(tensors), True
                 break
+            if tensor.requires_grad:
+                recorded = True
         if _modes_at_work():
             tracing.check_modes()
         try:
@@ -121,7 +126,7 @@ class TRTModule(OneEngine):
         except Exception:
             tracing.explain(tensors)
             raise
-        if torch.is_grad_enabled() and gradients.needed(tensors):
+        if (recorded or forward_ad._current_level >= 0) and gradients.needed(tensors):
             tracing.explain(tensors)
             outputs = gradients.refused(tensors, outputs)
         return outputs[0] if self._single else self._assemble(outputs, tensors)
@@ -369,9 +374,9 @@ class TRTModule(OneEngine):
             self._take_over(self._like(self._artifact, self._caches(), device))
         elif self._artifact is not None:
             with self._lock:
+                self._settle(device)
                 self._saved_caches = self._caches()
                 self._execution = None
-            self._settle(device)
         self._device = self._wanted_device = device
 
     # -- what it is ----------------------------------------------------------------------------------------------------
