@@ -5,6 +5,9 @@
 The Trainer drops the columns that are no arguments of the model's forward: a compiled module has the model's own
 signature, so the same columns stay. Which of them are labels it reads from the model's class, not from the model; that
 one line, ``label_names``, has to be said.
+
+Where there are several GPUs, a Trainer in one process spreads the model over them with DataParallel, which an engine
+refuses: start one process per GPU (``accelerate launch``), or show it one (``CUDA_VISIBLE_DEVICES=0``).
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ CLASSES, BATCH, WORDS, VOCABULARY = 3, 8, 12, 50
 
 
 class Sentences(Dataset):
-    """Made-up token ids; a sentence's class is the most frequent third of the vocabulary in it. ``note`` is a column
-    that no model takes."""
+    """Made-up token ids; a sentence's class is the most frequent third of the vocabulary in it. ``length`` is a column
+    that the model does not take."""
 
     def __init__(self, count: int):
         generator = torch.Generator().manual_seed(1)
@@ -37,7 +40,7 @@ class Sentences(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, object]:
         columns = {"input_ids": self.ids[index], "attention_mask": self.mask[index], "labels": self.labels[index]}
-        return {**columns, "note": "not for the model"}
+        return {**columns, "length": self.mask[index].sum()}
 
 
 def main(precision: str = "fp32") -> tuple[dict[str, float], dict[str, float]]:

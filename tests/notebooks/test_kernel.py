@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("ipykernel")
 pytest.importorskip("jupyter_client")
@@ -155,6 +156,16 @@ print("right")
         assert ran.stdout == "right\n", ran.traceback
 
 
+@pytest.mark.parametrize(
+    "cells", [["display(fast)", "del fast"], ["fast", "%xdel fast", "1"], ["fast;", "del fast"]], ids=str
+)
+def test_ipython_keeps_a_module_no_longer_than_the_docs_say(kernel: Kernel, cells: list[str]) -> None:
+    kernel.run("import weakref\nfast = ttb.compile(model[0], x)\nkept = weakref.ref(fast)")
+    for cell in cells:
+        assert not kernel.run(cell).error
+    assert kernel.run("print(kept())").stdout == "None\n"
+
+
 LEAVING = {
     "a module that was deleted": "fast = ttb.compile(model, x); error = wrong(fast, model, x); del fast",
     "a module that was replaced": "fast = ttb.compile(model, x, 'fp16'); y = fast(x)",
@@ -198,6 +209,7 @@ def usable(kernel: Kernel) -> bool:
     return after.stdout == "True\n"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernel's own process builds")
 def test_the_stop_button_ends_a_build(kernel: Kernel) -> None:
     kernel.run(DEEP.format(layers=50))
     kernel.start("plan = ttb.build(deep, image)")
