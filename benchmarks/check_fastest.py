@@ -21,7 +21,7 @@ import torch
 import torchtrt_bridge as ttb
 
 CALLS = 12000
-SECONDS = 8.0
+SECONDS = 4.0
 
 
 def main() -> None:

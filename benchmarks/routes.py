@@ -1,11 +1,11 @@
-"""The ten models of docs/models.md by each route, by ``auto`` and by ``fastest``: which took them, times, what won.
+"""The ten models of docs/models.md by each route and by ``fastest``: which routes took them, times, what won.
 
-    python benchmarks/routes.py [--models MiniLM,GPT-2] [--precisions fp16] [--workers 3] [--seconds 520] [--out DIR]
+    python benchmarks/routes.py [--models MiniLM,GPT-2] [--precisions fp16] [--workers 4] [--seconds 520] [--out DIR]
 
-Each model and precision is a process. ``auto`` and the routes that it did not come to are compiled and verified, then
-``fastest`` twice, the second time from the cache. All that came out is saved, and ``check_fastest.py``, which shares no
-code with the package's own measuring, times the files against each other. One process at a time measures. DIR gets
-``routes.json`` and ``routes.md``.
+Each model and precision is a process. ``fastest`` builds and verifies it by every route, and measures; a second
+compilation takes the choice from the cache. What each route made is saved on the way, and ``check_fastest.py``, which
+shares no code with the package's own measuring, times the files against each other. One process at a time measures.
+With ``--auto``, ``backend="auto"`` is compiled too. DIR gets ``routes.json`` and ``routes.md``.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default="fp16")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--auto", action="store_true")
     parser.add_argument("--seconds", type=float, default=520)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--out", default=os.environ.get("OUT", "build"))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        return one(options.one[0], options.one[1], Path(options.one[2]), options.batch)
+        return one(options.one[0], options.one[1], Path(options.one[2]), options)
     wanted = [(name, precision) for precision in options.precisions.split(",") for name in options.models.split(",")]
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -62,6 +63,7 @@ def run_all(wanted: list[tuple[str, str]], folder: Path, options: argparse.Names
     while waiting or running:
         while waiting and len(running) < options.workers:
             command = [sys.executable, __file__, "--batch", str(options.batch), "--one", *waiting.pop(0), str(folder)]
+            command += ["--auto"] if options.auto else []
             running.append(subprocess.Popen(command, env=environment))
         time.sleep(0.2)
         running = [process for process in running if process.poll() is None]
@@ -72,79 +74,88 @@ def run_all(wanted: list[tuple[str, str]], folder: Path, options: argparse.Names
             return
 
 
-def one(name: str, precision: str, folder: Path, batch: int) -> None:
+def one(name: str, precision: str, folder: Path, options: argparse.Namespace) -> None:
     """One model in one precision: compiled every way, saved, checked."""
     import models
     import torch
 
     import torchtrt_bridge as ttb
-    from torchtrt_bridge.selection import BACKENDS
+    from torchtrt_bridge import fastest, measuring
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     slug = f"{name.replace('/', '-').replace(' ', '-')}.{precision}"
-    row: dict[str, Any] = {"model": name, "precision": precision, "routes": {}, "device": device}
-    model, inputs = models.make(name, batch, device)
+    row: dict[str, Any] = {"model": name, "precision": precision, "device": device}
+    model, inputs = models.make(name, options.batch, device)
     work = folder / slug
     work.mkdir()
     torch.save(inputs, work / "inputs.pth")
 
-    def compiled(backend: str, model: Any = model) -> dict[str, Any]:
+    def compiled(backend: str) -> dict[str, Any]:
         began = time.perf_counter()
         try:
             fast = ttb.compile(model, inputs, precision, backend=backend)
         except ttb.errors.BridgeError as error:
             return {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
         torch.save(fast.state_dict(), work / f"{backend}.pth")
-        report = fast.report.to_dict()
-        found = {"seconds": time.perf_counter() - began, "backend": fast.backend, "report": report}
-        del fast
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        found = {"seconds": seconds, "backend": fast.backend, "report": fast.report.to_dict()}
         return found
 
-    row["auto"] = compiled("auto")
-    for route in BACKENDS:
-        if route.name == row["auto"].get("backend"):
-            os.rename(work / "auto.pth", work / f"{route.name}.pth")
-            row["routes"][route.name] = row["auto"]
-        else:
-            row["routes"][route.name] = compiled(route.name)
-    with measuring(folder):
-        row["fastest"] = compiled("fastest")
+    make, measure = fastest.Attempts.make, measuring.measure
+
+    def make_and_save(self: Any, route: Any, *args: Any) -> Any:
+        module = make(self, route, *args)
+        if module is not None:
+            torch.save(module.state_dict(), work / f"{route.name}.pth")
+        return module
+
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        with turn(folder):
+            return measure(*args, **kwargs)
+
+    fastest.Attempts.make, fastest.measure = make_and_save, alone  # type: ignore[method-assign]
+    row["fastest"] = compiled("fastest")
+    with turn(folder):
         row["again"] = compiled("fastest")
-        if "error" not in row["fastest"]:
+    if options.auto:
+        row["auto"] = compiled("auto")
+        (work / "auto.pth").unlink(missing_ok=True)
+    if "error" not in row["fastest"]:
+        with turn(folder):
             command = [sys.executable, str(HERE / "check_fastest.py"), str(work)]
             checked = subprocess.run(command, capture_output=True, text=True)
-            row["check"] = json.loads(checked.stdout) if checked.returncode == 0 else {"error": checked.stderr[-2000:]}
+        row["check"] = json.loads(checked.stdout) if checked.returncode == 0 else {"error": checked.stderr[-2000:]}
     (folder / f"{slug}.json").write_text(json.dumps(row))
 
 
 @contextlib.contextmanager
-def measuring(folder: Path) -> Iterator[None]:
-    """One process at a time."""
+def turn(folder: Path) -> Iterator[None]:
+    """One process at a time measures."""
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: ms of a call by the routes' own measurement, and what the other clock says."""
-    head = "model precision routes,_ms_(plain,_CUDA_graph) auto fastest ms second_compile,_s beyond_capture,_s check"
-    lines = ["| " + " | ".join(title.replace("_", " ") for title in head.split()) + " |", "|" + "---|" * 9]
+    """Markdown: ms of a call by the package's own measurement, and what the other clock says."""
+    head = "model precision routes,_ms_(plain,_CUDA_graph) fastest ms second_compile,_s beyond_capture,_s check"
+    lines = ["| " + " | ".join(title.replace("_", " ") for title in head.split()) + " |", "|" + "---|" * 8]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     for row in rows:
-        lines.append("| " + " | ".join(cells(row)) + " |")
-    for row in rows:
-        for name, found in row["routes"].items():
-            if "error" in found:
-                lines.append(f"\n- {row['model']} {row['precision']}, {name}: {found['error'].splitlines()[0][:300]}")
+        for attempt in row["fastest"].get("report", {}).get("routes", ()):
+            if attempt["outcome"] in ("failed", "wrong", "impossible"):
+                reason = attempt["reason"].splitlines()[0][:300]
+                what = f"{row['model']} {row['precision']}, {attempt['route']}: {attempt['outcome']}"
+                lines.append(f"\n- {what}: {reason}")
+        if "auto" in row:
+            lines.append(f"\n- {row['model']} {row['precision']}: auto took {row['auto'].get('backend', 'none')}")
     return "\n".join(lines) + "\n"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     fastest, again, check = row["fastest"], row["again"], row.get("check", {})
-    auto = row["auto"].get("backend", "none")
     if "error" in fastest:
-        return [row["model"], row["precision"], "", auto, fastest["error"].splitlines()[0][:200], "", "", "", ""]
+        return [row["model"], row["precision"], "", fastest["error"].splitlines()[0][:200], "", "", "", ""]
     times: dict[str, dict[bool, float]] = {}
     for attempt in fastest["report"]["routes"]:
         if attempt["milliseconds"] is not None:
@@ -161,7 +172,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         seconds = f"{again['seconds']:.2f}{same}"
         beyond = f"{again['seconds'] - again['report']['seconds'].get('capturing', 0.0):.2f}"
     ratio = f"{check['ratio']:.3f} of the best, {check['best']}" if "ratio" in check else check.get("error", "")[-120:]
-    return [row["model"], row["precision"], routes, auto, won, f"{best['milliseconds']:.3f}", seconds, beyond, ratio]
+    return [row["model"], row["precision"], routes, won, f"{best['milliseconds']:.3f}", seconds, beyond, ratio]
 
 
 if __name__ == "__main__":
