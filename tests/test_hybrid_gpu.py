@@ -192,3 +192,31 @@ def test_pytorch_alone_runs_on_the_gpu():
     x = torch.randn(3, 8, device="cuda")
     same(fast(x), Alone()(x))
     assert fast.device.type == "cuda"
+
+
+def test_a_detector_reloads_in_a_fresh_process(tmp_path):
+    pytest.importorskip("torchvision")
+    from detection import detector
+
+    model = detector(9).cuda()
+    images = [torch.rand(3, 320, 320, device="cuda")]
+    fast = ttb.compile(model, (images,))
+    hybrid = fast.report.hybrid
+    assert hybrid["outside"] / hybrid["operations"] < 0.2, fast.report
+    with torch.no_grad():
+        (expected,) = model(images)
+    (found,) = fast(images)
+    assert len(expected["scores"]) > 20
+    assert_same(found, expected, rtol=1e-2, atol=5e-2)  # boxes in pixels
+    fast.save(tmp_path / "detector")
+    torch.save((images[0].cpu(), {name: value.cpu() for name, value in found.items()}), tmp_path / "case")
+    code = f"""
+import torch, torchvision, torchtrt_bridge as ttb
+image, expected = torch.load({str(tmp_path / "case")!r})
+(found,) = ttb.load({str(tmp_path / "detector")!r})([image.cuda()])
+torch.testing.assert_close({{k: v.cpu() for k, v in found.items()}}, expected, rtol=1e-2, atol=5e-2)
+print("right")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "right\n"

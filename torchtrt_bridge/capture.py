@@ -31,6 +31,7 @@ from .errors import (
     StateMutated,
 )
 from .export_lock import export_lock
+from .exportable import allow_few_boxes, exportable_nms
 from .purity import Purity
 from .signature import Signature, TensorSpec, describe_parameters
 from .specialization import Guards, explain_specialization
@@ -416,13 +417,14 @@ def _export(
     if not flat.kept:
         raise CaptureFailed("Every result of the model is an input, a parameter or a constant: nothing to compute.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), exportable_nms():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 flat, examples, dynamic_shapes={"tensors": dynamic.for_export()}, strict=False
             )
             # functional form; the default table would split attention and linear, and fails on some models
             program = program.run_decompositions({})
+        allow_few_boxes(program)
     except BridgeError:
         raise
     except Exception as error:

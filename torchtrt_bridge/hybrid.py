@@ -154,6 +154,9 @@ class _Work:
         if not willing:
             fewest = min(self._by_route.values(), key=lambda refusals: sum(name in refusals for name in names))
             return {name: fewest[name] for name in names if name in fewest}
+        unbindable = self._sizes.unbindable(piece)
+        if unbindable:
+            return unbindable
         captured = self._capture(piece)
         errors: list[Exception] = []
         for route in willing:

@@ -24,8 +24,10 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 SMALLEST = 3
-"""Fewest operators of a TensorRT piece without a matrix product or convolution; smaller ones stay in PyTorch. What
-TensorRT must win back is the crossing: ``benchmarks/segments.py`` measures it, ``docs/hybrid.md`` has the numbers."""
+"""Fewest operators of a TensorRT piece without a matrix product or convolution; smaller ones stay in PyTorch, and so
+do those without one whose sizes depend on the data, whatever their number: an engine is set to new sizes in each call.
+What TensorRT must win back is the crossing: ``benchmarks/segments.py`` measures it, and ``docs/hybrid.md`` has the
+numbers."""
 
 Kind = frozenset[str] | None
 """None: PyTorch. Else TensorRT, and the symbols of the sizes in it that depend on the data."""
@@ -64,7 +66,7 @@ def cut(program: ExportedProgram, refused: Mapping[str, str], smallest: int = SM
         program: functional, with flat tensor inputs and outputs.
         refused: names of nodes that TensorRT does not take, with reasons.
         smallest: TensorRT pieces of fewer operators, without a matrix product or convolution, become PyTorch's, unless
-            no other were left.
+            no other were left; so do all without one whose sizes depend on the data.
     """
     graph = Graph(program, refused)
     torch_nodes = {n for n in graph.work if n.name in refused or graph.needs_torch(n)}
@@ -276,7 +278,7 @@ def _belongs(graph: Graph, assertion: Node, nodes: set[Node]) -> bool:
 def _is_worth_it(piece: Piece, smallest: int) -> bool:
     names = {str(n.target).removeprefix("aten.").split(".")[0] for n in piece.nodes}
     heavy = any(name in _PRODUCTS or "conv" in name or "attention" in name for name in names)
-    return heavy or piece.operations >= smallest
+    return heavy or (not piece.kind and piece.operations >= smallest)
 
 
 def _is_assertion(node: Node) -> bool:

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .capture import CapturedModel
 from .dynamic import DynamicShapes
-from .partition import Graph, reads_data, tensors_of
+from .partition import Graph, Piece, reads_data, tensors_of
 from .signature import Dim, TensorSpec
 
 _AT_MOST_ONE_PER_ELEMENT = frozenset(
@@ -71,6 +71,21 @@ class Sizes:
         reason = "a size here depends on the data and has no known maximum; torch._check(size <= maximum) gives it one"
         return {n.name: reason for n in self._graph.work if bad & self._graph.data_sizes(n)}
 
+    def unbindable(self, piece: Piece) -> dict[str, str]:
+        """The nodes of ``piece`` with a size that it cannot know from its inputs: where one of these has a size such as
+        ``Min(100, u0)``, torch cannot tell the ``u0`` that other sizes may be made of."""
+        unknown: dict[Any, str] = {}
+        for node in piece.inputs:
+            sizes = [size for size in node.meta["val"].shape if isinstance(size, torch.SymInt)]
+            bare = {size.node.expr for size in sizes}
+            for size in sizes:
+                unknown.update({s: str(size.node.expr) for s in free_unbacked_symbols(size) - bare})
+        found = {}
+        for node in piece.nodes:
+            for symbol in self._graph.data_sizes(node) & set(unknown):
+                found[node.name] = f"a size here is {unknown[symbol]}, of a number that depends on the data"
+        return found
+
     def specs(
         self, nodes: Sequence[Node], values: Mapping[Node, torch.Tensor]
     ) -> tuple[tuple[TensorSpec, ...], dict[str, Dim]]:
@@ -105,7 +120,7 @@ class Sizes:
         symbols = {**self._names, **{str(s): str(s) for s in self._limits}}
         return DynamicShapes.rename(size, symbols)
 
-    def wired(self, piece: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def wired(self, piece: Piece) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """The inputs and outputs of ``piece`` with the sizes that an empty call's results are made from."""
 
         def spec(node: Node) -> TensorSpec:
