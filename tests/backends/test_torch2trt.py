@@ -250,6 +250,15 @@ def test_without_it_the_reason_says_how_to_install(monkeypatch):
         build(Model(), torch.randn(2, 4))
 
 
+def test_a_checkout_in_the_current_folder_is_no_installation(monkeypatch, tmp_path):
+    (tmp_path / "torch2trt" / "torch2trt").mkdir(parents=True)
+    (tmp_path / "torch2trt" / "torch2trt" / "__init__.py").write_text("import torch2trt.flattener\n")
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    monkeypatch.setattr(torch2trt_library, "_loaded", [])
+    reason = Library.missing()
+    assert reason is None or f"not installed, there is only a folder {tmp_path / 'torch2trt'}" in reason
+
+
 def test_a_broken_one_is_a_reason_too(monkeypatch, tmp_path):
     (tmp_path / "torch2trt.py").write_text("import tensorrt\ntensorrt.NoSuchName\n")
     monkeypatch.syspath_prepend(os.fspath(tmp_path))

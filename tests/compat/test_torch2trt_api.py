@@ -276,3 +276,47 @@ def test_converters_of_the_users_own_are_kept_and_said_to_be_unused(caplog):
         assert "1 converters are registered with tensorrt_converter; they are not used" in caplog.text
     finally:
         api.CONVERTERS.clear()
+
+
+def test_an_engine_of_others_becomes_a_module_by_what_tensorrt_says_of_it(monkeypatch):
+    """Without a GPU: TensorRT's answers are made up, the signature and the saved form are not."""
+    pytest.importorskip("tensorrt_rtx")
+    from torchtrt_bridge.compat.torch2trt import engine_file
+    from torchtrt_bridge.runtime.artifact import to_tensors
+    from torchtrt_bridge.trt.engine import Binding
+
+    class Engine:
+        def __init__(self, plan, device):
+            self.engine = self
+            self.inputs = [Binding("a", torch.float32, (-1, 3), False), Binding("b.0", torch.int32, (2,), False)]
+            self.outputs = [Binding("c", torch.float16, (-1, 3), False), Binding("d", torch.bool, (2,), False)]
+
+        def get_tensor_profile_shape(self, name, index):
+            return [(1, 3), (2, 3), (5, 3)]
+
+    plan = torch.arange(8, dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchtrt_bridge.trt.engine.Engine", Engine)
+        for name, value in (("is_available", True), ("get_device_capability", (9, 0)), ("get_device_name", "GPU")):
+            patch.setattr(torch.cuda, name, lambda *_, value=value: value)
+        nest = Flattener({"x": 0, "y": [1]}, 2)
+        artifact = engine_file.artifact_of(
+            plan, ["b.0", "a"], ["d", "c"], Flattener((0, {"k": 1}), 2), nest, torch.device("cuda", 0)
+        )
+        with pytest.raises(InvalidFile, match="no tensor 'z'"):
+            engine_file.artifact_of(plan, ["z"], None, None, None, torch.device("cuda", 0))
+        with pytest.raises(InvalidFile, match="does not fit the engine's 2 inputs"):
+            engine_file.artifact_of(plan, None, None, Flattener((0,), 1), None, torch.device("cuda", 0))
+        plain = engine_file.artifact_of(plan, None, None, None, None, torch.device("cuda", 0))
+    module = TRTModule()
+    module._load(to_tensors(artifact))
+    signature = module.signature
+    assert (module.input_names, module.output_names) == (["b.0", "a"], ["d", "c"])
+    assert [spec.shape for spec in signature.inputs] == [(2,), ("a_dim0", 3)]
+    assert [(d.min, d.opt, d.max) for d in signature.dims.values()] == [(1, 2, 5)]
+    a, b = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int32)
+    bound = signature.bind((b, {"k": a}), {})
+    assert bound[0] is b and bound[1] is a
+    assert signature.assemble(["d", "c"], [b, a], []) == {"x": "d", "y": ["c"]}
+    assert plain.signature.assemble(["c", "d"], [a, b], []) == ("c", "d")
+    assert "unknown" in repr(module) and module.report.backend == "torch2trt"

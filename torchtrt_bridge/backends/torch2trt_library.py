@@ -83,8 +83,12 @@ def _load() -> Library:
     if _loaded:
         return _loaded[0]
     with _instead({}):
-        if importlib.util.find_spec(NAME) is None:
+        spec = importlib.util.find_spec(NAME)
+        if spec is None:
             raise BackendUnavailable(f"torch2trt is not installed: {INSTALL}.")
+        if spec.origin is None:  # a checkout in the current folder imports as an empty package
+            folders = ", ".join(spec.submodule_search_locations or ())
+            raise BackendUnavailable(f"torch2trt is not installed, there is only a folder {folders}: {INSTALL}.")
         try:
             importlib.import_module(f"{NAME}.{NAME}")
         except Exception as error:  # a package for other versions of torch or TensorRT raises anything
