@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -208,4 +209,6 @@ def default_dtype(case: Case) -> None:
 def default_device(case: Case) -> None:
     with torch.device("meta"):
         result = case.fast(case.x)
+        again = copy.deepcopy(case.fast)(case.x)
     case.right(result)
+    case.right(again)

@@ -129,6 +129,14 @@ def test_an_empty_module_remembers_where_it_was_moved(monkeypatch):
     assert module.device == module._wanted_device == torch.device("cuda", 0)
 
 
+def test_cpu_in_a_forked_process_touches_no_gpu(on_gpu, monkeypatch):
+    shown = []
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(moves, "wanted", lambda fn, device, dtype: shown.append(device) or moves.Move(None, ""))
+    assert on_gpu.cpu() is on_gpu and shown == [CPU] and on_gpu.device == CPU
+    assert on_gpu.state_dict()["engine"].numel() == 64
+
+
 def test_a_forked_process_is_told_so(monkeypatch):
     forks.check_gpu()
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)

@@ -148,7 +148,9 @@ def _program_tensors(key: str, program: StoredProgram) -> dict[str, torch.Tensor
 def _uint8(data: bytes | torch.Tensor) -> torch.Tensor:
     if isinstance(data, torch.Tensor):
         return data
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    if not data:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _entry(tensor: torch.Tensor) -> dict[str, Any]:

@@ -30,12 +30,17 @@ def follow(module: TRTModule) -> None:
 
 def check_gpu() -> None:
     """Raise UsedAfterFork where CUDA was in use before this process was forked."""
-    if torch.cuda._is_in_bad_fork():
+    if gpu_is_lost():
         raise UsedAfterFork(
             "This process was forked from one that was already using the GPU, and CUDA does not work across a fork."
             " Start processes with multiprocessing.set_start_method('spawn') (DataLoader: multiprocessing_context="
             "'spawn'), or load the module in the child and nowhere else."
         )
+
+
+def gpu_is_lost() -> bool:
+    """Whether this process was forked from one that was using the GPU."""
+    return torch.cuda._is_in_bad_fork()
 
 
 def without_lost_threads() -> None:

@@ -338,15 +338,16 @@ class TRTModule(OneEngine):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TRTModule:
         """What to(), cuda(), cpu(), half() and the like come down to, also on a module around this one."""
-        move = moves.wanted(fn, self._device, self.dtype)
+        lost = self._device.type == "cuda" and forks.gpu_is_lost()  # there is nothing to be shown to fn
+        move = moves.wanted(fn, torch.device("cpu") if lost else self._device, self.dtype)
         if move.ignored:
             self._say(
                 MoveIgnored,
                 f"a compiled module stays as it is under {move.ignored}: dtypes and layouts are fixed in its engine."
                 " Convert the original model and compile it again, or give compile() another precision.",
             )
-        if move.device is not None:
-            self._move(move.device)
+        if move.device is not None or lost:
+            self._move(move.device or torch.device("cpu"))
         return self
 
     def train(self, mode: bool = True) -> TRTModule:
@@ -604,7 +605,7 @@ class TRTModule(OneEngine):
                 "The engine computes in true fp32, and this process in TF32: TensorRT for RTX decides that once, when"
                 " the first engine is made (by tf32=True) or by NVIDIA_TF32_OVERRIDE. Use a process of its own."
             )
-        kernels = torch.empty(0, dtype=torch.uint8) if kernels is None else kernels
+        kernels = torch.empty(0, dtype=torch.uint8, device="cpu") if kernels is None else kernels
         return EngineExecution(
             engine,
             segment.inputs,

@@ -51,7 +51,7 @@ class Context:
         """The kernels compiled so far, as a uint8 tensor to save. The context must not run meanwhile."""
         blob = self.cache.serialize() if self.cache is not None else None
         data = bytearray(memoryview(blob)) if blob is not None else bytearray()
-        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Engine:
