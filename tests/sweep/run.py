@@ -32,7 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.serve:
-        return _serve(options.where)
+        return _serve(options.where, options.backend)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / f"{options.where}.jsonl"
     if options.fresh:
@@ -54,6 +54,7 @@ FAULTS = ("wrong", "raw error", "crash", "timeout")
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--where", choices=("cuda", "cpu", "build"), help="build: plans, not run")
+    parser.add_argument("--backend", default="auto", help="one route alone, by name")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/sweep"))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per case, both columns together")
@@ -110,7 +111,7 @@ def _run_all(jobs: Sequence[Sequence[str]], results: pathlib.Path, options: argp
     total = sum(map(len, jobs))
 
     def work(file: Any) -> None:
-        worker = Worker(options.where)
+        worker = Worker(options.where, options.backend)
         try:
             while options.budget is None or time.monotonic() - began < options.budget:
                 try:
@@ -141,8 +142,8 @@ def _run_all(jobs: Sequence[Sequence[str]], results: pathlib.Path, options: argp
 class Worker:
     """A process that runs cases; it is replaced when a case ends it or takes too long."""
 
-    def __init__(self, where: str):
-        self._where = where
+    def __init__(self, where: str, backend: str):
+        self._where, self._backend = where, backend
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, name: str, limit: float) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class Worker:
         return {"case": name, "whole": {"outcome": outcome, "detail": detail, "seconds": seconds}}
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, __file__, "--serve", "--where", self._where]
+        command = [sys.executable, __file__, "--serve", "--where", self._where, "--backend", self._backend]
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -183,7 +184,7 @@ class Worker:
             self._process = None
 
 
-def _serve(where: str) -> int:
+def _serve(where: str, backend: str) -> int:
     """A worker: names in, records out, on what was standard output; what libraries print goes elsewhere."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -201,10 +202,10 @@ def _serve(where: str) -> int:
         record: dict[str, Any] = {
             "case": str(case),
             "family": operators.family(operators.operators()[operator]),
-            "whole": dataclasses.asdict(attempt(case, where, hybrid=False)),
+            "whole": dataclasses.asdict(attempt(case, where, backend, hybrid=False)),
         }
         if record["whole"]["outcome"] == "refused" and where == "cuda":
-            record["hybrid"] = dataclasses.asdict(attempt(case, where, hybrid=True))
+            record["hybrid"] = dataclasses.asdict(attempt(case, where, backend, hybrid=True))
         print(json.dumps(record), file=answers, flush=True)
     return 0
 

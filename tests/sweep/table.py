@@ -118,7 +118,8 @@ def _unfinished(cases: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> s
         for record in cases:
             if counted(record, column) != "right":
                 by_operator.setdefault(record["case"].split("/")[0], []).append(record)
-        text += f"\n### Not right: {column}\n\n| operator | cases | outcome | for example |\n| --- | --- | --- | --- |\n"
+        text += f"\n### Not right: {column}\n\n| operator | cases | outcome | for example |\n"
+        text += "| --- | --- | --- | --- |\n"
         for name in sorted(by_operator):
             some = by_operator[name]
             trial = some[0].get(column) or some[0]["whole"]

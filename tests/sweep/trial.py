@@ -43,7 +43,7 @@ class Trial:
     seconds: float = 0.0
 
 
-def attempt(case_id: cases.CaseId, where: str, hybrid: bool) -> Trial:
+def attempt(case_id: cases.CaseId, where: str, backend: str = "auto", hybrid: bool = False) -> Trial:
     """Try a case. ``where``: ``"cuda"``, ``"cpu"``, or ``"build"`` (a plan built here, not run)."""
     began = time.monotonic()
     try:
@@ -62,7 +62,7 @@ def attempt(case_id: cases.CaseId, where: str, hybrid: bool) -> Trial:
             dims, axes, reason = _dynamic_shapes(module, inputs)
         if reason is not None:
             return Trial("not counted", detail=reason)
-        trial = _compile_and_compare(module, inputs, others, precision, dims, axes, where, hybrid)
+        trial = _compile_and_compare(module, inputs, others, precision, dims, axes, where, backend, hybrid)
         if trial.error in ("CaptureFailed", "InvalidInput") and dims is None:
             reason = _export_refuses(module, inputs, None)
             if reason is not None:
@@ -78,9 +78,10 @@ def _compile_and_compare(
     dims: Any,
     axes: dict[int, int],
     where: str,
+    backend: str,
     hybrid: bool,
 ) -> Trial:
-    options: dict[str, Any] = {"dynamic_shapes": dims}
+    options: dict[str, Any] = {"dynamic_shapes": dims, "backend": backend}
     if _HAS_HYBRID:
         options["hybrid"] = hybrid
     try:

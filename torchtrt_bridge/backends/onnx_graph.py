@@ -21,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ..converters import decompositions_for
 from ..errors import BackendUnavailable, ConversionFailed
 from ..export_lock import export_lock
 from .onnx_losses import DECOMPOSITIONS as LOSSES
@@ -100,10 +101,10 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
 
 
 def _exportable(program: ExportedProgram) -> ExportedProgram:
-    """``program`` without operators that TensorRT's parser takes in fp32 and fp16 only, where they are in bf16,
-    without losses, which it does not take, and without squeezes of dimensions that are not 1, which torch leaves alone
-    and ONNX refuses."""
-    table: dict[Any, Any] = {}
+    """``program`` with the built-in converters applied, without operators that TensorRT's parser takes in fp32 and fp16
+    only, where they are in bf16, without losses, which it does not take, and without squeezes of dimensions that are
+    not 1, which torch leaves alone and ONNX refuses."""
+    table: dict[Any, Any] = decompositions_for(program.graph)
     for node in program.graph.nodes:
         if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16:
             table[node.target] = _NOT_IN_BF16[node.target]

@@ -1,0 +1,125 @@
+"""Every built-in converter against the operator that it stands for, on torch's own samples of its arguments.
+
+The operator is called as it is, and under a dispatch mode that puts the converter in its place; so what is compared is
+the whole operator, with the samples' edge cases (0-dim tensors, equal values, negative dims) among them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchtrt_bridge.converters import decompositions
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "sweep"))
+
+import operators  # noqa: E402
+
+OPERATORS = """
+    fmax fmin hypot copysign frexp erfinv bitwise_not bitwise_left_shift bitwise_right_shift cumprod cummax cummin
+    kthvalue median nanmedian mode bitwise_and bitwise_or bitwise_xor masked_scatter native_layer_norm aminmax
+    _upsample_bilinear2d_aa nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d searchsorted
+    isin combinations diagonal_scatter index_add nn.functional.adaptive_avg_pool3d nn.functional.adaptive_max_pool1d
+    nn.functional.adaptive_max_pool2d nn.functional.adaptive_max_pool3d cdist nn.functional.pdist grid_sampler_3d
+    scatter_reduce scatter index_reduce put nonzero_static masked_select
+""".split()
+
+
+class Replacing(TorchDispatchMode):
+    """Runs the converter in place of its operator, and keeps which were met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = decompositions()
+        self.met: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        function: Callable[..., Any] = self.table.get(func, func)
+        if function is not func:
+            self.met.add(func)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_converter_is_its_operator(name: str) -> None:
+    info = operators.operators()[name]
+    mode = Replacing()
+    tried = 0
+    for dtype in (torch.float32, torch.int64):
+        if dtype not in info.supported_dtypes("cpu"):
+            continue
+        for sample in itertools.islice(info.sample_inputs("cpu", dtype), 60):
+            leaves = pytree.tree_leaves((sample.input, sample.args))
+            if not all(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)):
+                continue  # TensorRT has no empty tensors
+            expected = info(sample.input, *sample.args, **sample.kwargs)
+            with mode:
+                actual = info(sample.input, *sample.args, **sample.kwargs)
+            if name in ("kthvalue", "mode"):  # among equal values, eager's choice of the place follows no rule
+                actual, expected = actual[0], expected[0]
+            for a, b in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
+                torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, equal_nan=True)
+            tried += 1
+    assert tried and mode.met
+
+
+def test_edge_values() -> None:
+    """Signed zeros, infinities and NaN, where the samples have none."""
+    x = torch.tensor([0.0, -0.0, 1.5, -2.0, float("inf"), float("-inf"), float("nan"), 1e-30, 3e38])
+    y = torch.tensor([-0.0, 0.0, float("nan"), 1.0, -1.0, float("nan"), 2.0, -3e38, 3e38])
+    for function in (torch.fmax, torch.fmin, torch.hypot, torch.copysign):
+        with Replacing():
+            actual = function(x, y)
+        torch.testing.assert_close(actual, function(x, y), equal_nan=True, rtol=1e-6, atol=0.0)
+    z = torch.linspace(-1, 1, 201)
+    with Replacing():
+        inverse, (mantissa, exponent) = torch.erfinv(z), torch.frexp(x)
+        best, last = torch.cummax(torch.tensor([1.0, float("nan"), 3.0, 2.0]), 0), torch.cummin(x.nan_to_num(), 0)
+    torch.testing.assert_close(inverse, torch.erfinv(z), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((mantissa, exponent), tuple(torch.frexp(x)), equal_nan=True)
+    wanted = torch.cummax(torch.tensor([1.0, float("nan"), 3.0, 2.0]), 0)
+    torch.testing.assert_close(tuple(best), tuple(wanted), equal_nan=True)
+    torch.testing.assert_close(tuple(last), tuple(torch.cummin(x.nan_to_num(), 0)))
+
+
+@pytest.mark.parametrize("form", ["plain", "causal", "mask", "bias", "masked rows", "five dims"])
+def test_attention_of_any_rank(form: str) -> None:
+    """torch calls it in one piece, which no dispatch mode sees."""
+    lead = (2, 3, 2) if form == "five dims" else (3,)
+    query, key, value = torch.randn(*lead, 5, 8), torch.randn(*lead, 7, 8), torch.randn(*lead, 7, 4)
+    mask = torch.rand(5, 7) < 0.6
+    mask[:, 0] = True
+    if form == "masked rows":
+        mask[2] = False
+    options: dict[str, Any] = {
+        "causal": {"is_causal": True},
+        "mask": {"attn_mask": mask},
+        "bias": {"attn_mask": torch.randn(5, 7), "scale": 0.3},
+        "masked rows": {"attn_mask": mask},
+    }.get(form, {})
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+    function = decompositions()[torch.ops.aten.scaled_dot_product_attention.default]
+    torch.testing.assert_close(function(query, key, value, **options), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "shape, indices",
+    [
+        ((4, 5, 3), [torch.tensor([1, 1, -1])]),
+        ((4, 5, 3), [torch.tensor([[1], [3]]), torch.tensor([0, 4, 4])]),
+        ((4, 5, 3), [None, torch.tensor([2, 2, 0, 2])]),
+    ],
+)
+def test_adding_at_indices(shape: tuple[int, ...], indices: list[torch.Tensor | None]) -> None:
+    x = torch.randn(shape)
+    picked = torch.ops.aten.index(x, indices)
+    values = torch.randn(picked.shape)
+    function = decompositions()[torch.ops.aten.index_put.default]
+    torch.testing.assert_close(function(x, indices, values, True), torch.ops.aten.index_put(x, indices, values, True))
