@@ -1,7 +1,8 @@
 """Elementwise operators.
 
 Without these: "No ONNX function found" for prims.fmax, fmin, hypot, frexp, erf_inv, signbit; TensorRT's parser takes
-neither BitwiseAnd, BitwiseOr, BitwiseXor and BitwiseNot of integers nor the unsigned types that torch.onnx shifts in.
+neither BitwiseAnd, BitwiseOr, BitwiseXor and BitwiseNot of integers, nor the unsigned types that torch.onnx shifts in,
+nor Ceil, Floor, Round, IsNaN and IsInf of integers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 aten = torch.ops.aten
 
@@ -149,6 +151,26 @@ def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
     return (x - both) + (y - both)
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """What rounding is to a whole number."""
+    return x.clone()
+
+
+def never(x: Tensor) -> Tensor:
+    """False everywhere, as a whole number is no NaN."""
+    return x != x
+
+
+def always(x: Tensor) -> Tensor:
+    """True everywhere, as a whole number is finite."""
+    return x == x
+
+
+def _of_whole_numbers(node: Node) -> bool:
+    argument = node.args[0]
+    return isinstance(argument, Node) and not argument.meta["val"].dtype.is_floating_point
+
+
 def left_shift(x: Tensor, y: Tensor) -> Tensor:
     """``x * 2**y``."""
     x, y = _together(x, y)
@@ -165,7 +187,20 @@ def _power_of_two(y: Tensor) -> Tensor:
     return torch.exp2(y.to(torch.float32)).to(y.dtype)
 
 
+_ON_WHOLE_NUMBERS = {
+    aten.ceil.default: unchanged,
+    aten.floor.default: unchanged,
+    aten.round.default: unchanged,
+    aten.trunc.default: unchanged,
+    aten.fix.default: unchanged,
+    aten.isnan.default: never,
+    aten.isinf.default: never,
+    aten.isposinf.default: never,
+    aten.isneginf.default: never,
+    aten.isfinite.default: always,
+}
 DECOMPOSITIONS = {
+    **_ON_WHOLE_NUMBERS,
     aten.fmax.default: fmax,
     aten.fmin.default: fmin,
     aten.hypot.default: hypot,
@@ -180,3 +215,4 @@ DECOMPOSITIONS = {
     aten.bitwise_left_shift.Tensor: left_shift,
     aten.bitwise_right_shift.Tensor: right_shift,
 }
+ONLY_WHERE = dict.fromkeys(_ON_WHOLE_NUMBERS, _of_whole_numbers)

@@ -1,8 +1,8 @@
-"""Writing at indices with a reduction, reading by masks.
+"""Writing at indices with a reduction, reading by masks and by bags.
 
 Without these: "No ONNX function found" for aten.index_reduce, put, masked_select and nonzero_static; TensorRT takes
-neither scatters that reduce (index_add, index_put that adds) nor the NonZero of masked_scatter; torch itself leaves diagonal_scatter's graph not
-functional.
+neither scatters that reduce (scatter_add, index_add, index_put that adds), nor the NonZero of masked_scatter, nor the
+SequenceEmpty of embedding_bag; torch itself leaves diagonal_scatter's graph not functional, and take's not traceable.
 
 A reduction is said by comparing: for each place of the result, all sources whose index is that place. It takes memory
 for (places x sources) elements, which the ATen form avoids and TensorRT's operators do not.
@@ -10,6 +10,7 @@ for (places x sources) elements, which the ATen form avoids and TensorRT's opera
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,10 @@ def scatter_value(x: Tensor, dim: int, index: Tensor, value: float, *, reduce: s
 def scatter_two(x: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
     """:func:`scatter_reduce` under its older names, ``"add"`` and ``"multiply"``."""
     return scatter_reduce(x, dim, index, src, reduce)
+
+
+def scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    return scatter_reduce(x, dim, index, src, "sum")
 
 
 def index_reduce(
@@ -147,6 +152,13 @@ def _neutral(reduce: str, dtype: torch.dtype) -> float | int:
     return torch.iinfo(dtype).min if reduce == "amax" else torch.iinfo(dtype).max
 
 
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The elements at the places of ``index``, counted through."""
+    flat = x.reshape(-1)
+    place = torch.where(index < 0, index + flat.shape[0], index)
+    return flat.index_select(0, place.reshape(-1)).reshape(index.shape)
+
+
 def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """``x`` with ``source`` written (or added) at the places of its elements counted through."""
     flat, index, source = x.reshape(-1), index.reshape(-1), source.reshape(-1)
@@ -189,6 +201,46 @@ def diagonal_scatter(x: Tensor, src: Tensor, offset: int = 0, dim1: int = 0, dim
     return written.movedim((-2, -1), (dim1, dim2))
 
 
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool,
+    padding_idx: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(n, d), (k,), (b,) to (b, d): the sum (mode 0), mean (1) or maximum (2) of each bag of rows; zero where it is
+    empty. Of the other results, that nobody reads, the last two are the bags' sizes."""
+    starts = offsets[:-1] if include_last_offset else offsets
+    place = torch.arange(indices.shape[0], device=indices.device)
+    bag = (starts.unsqueeze(0) <= place.unsqueeze(1)).to(torch.int64).sum(-1) - 1
+    inside = bag.unsqueeze(0) == torch.arange(starts.shape[0], device=bag.device).unsqueeze(1)  # b x k
+    if include_last_offset:
+        inside = inside & (place < offsets[-1]).unsqueeze(0)
+    if padding_idx is not None and padding_idx >= -weight.shape[0]:
+        ignored = padding_idx if padding_idx >= 0 else padding_idx + weight.shape[0]
+        inside = inside & (indices != ignored).unsqueeze(0)
+    rows = weight.index_select(0, indices)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    size = inside.to(torch.int64).sum(-1)
+    if mode == 2:
+        lowest = torch.where(inside.unsqueeze(-1), rows.unsqueeze(0), float("-inf")).amax(1)
+        result = torch.where((size > 0).unsqueeze(-1), lowest, 0.0)
+    else:
+        result = torch.matmul(inside.to(rows.dtype), rows)
+        if mode == 1:
+            result = result / torch.clamp(size, min=1).unsqueeze(-1).to(rows.dtype)
+    return result, bag, size, size
+
+
+def _for_its_first_result(node: Node) -> bool:
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+
+
 def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """``x`` with the elements of ``source``, in order, where ``mask`` holds."""
     x, mask = torch.broadcast_tensors(x, mask)
@@ -207,7 +259,13 @@ DECOMPOSITIONS = {
     aten.index_add.default: index_add,
     aten.index_put.default: index_put,
     aten.put.default: put,
+    aten.take.default: take,
+    aten.scatter_add.default: scatter_add,
+    aten.embedding_bag.padding_idx: embedding_bag,
     aten.nonzero_static.default: nonzero_static,
     aten.masked_select.default: masked_select,
 }
-ONLY_WHERE = {aten.index_put.default: _adds_at_numbers}
+ONLY_WHERE = {
+    aten.index_put.default: _adds_at_numbers,
+    aten.embedding_bag.padding_idx: _for_its_first_result,
+}

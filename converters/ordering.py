@@ -1,6 +1,8 @@
 """Order statistics by sorting, searching by counting.
 
-Without these: "No ONNX function found" for aten.kthvalue, median, nanmedian, mode and searchsorted (isin).
+Without these: "No ONNX function found" for aten.kthvalue, median, nanmedian, mode and searchsorted (isin), "not
+supported in this export path" for a histogram that finds its own range; a bucketize of dynamic size that TensorRT does
+not run.
 """
 
 from __future__ import annotations
@@ -109,7 +111,25 @@ def isin(x: Tensor, among: Tensor, *, assume_unique: bool = False, invert: bool 
     return torch.logical_not(found) if invert else found
 
 
+def histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:  # noqa: A002
+    """How many elements lie in each of equal ranges from ``min`` to ``max``, or, where these are equal, from the
+    smallest to the largest element."""
+    x = x.reshape(-1)
+    if min == max:
+        low, high = x.amin(), x.amax()
+        alike = low == high
+        low, high = torch.where(alike, low - 1, low), torch.where(alike, high + 1, high)
+    else:
+        low, high = torch.full_like(x[0], min), torch.full_like(x[0], max)
+    place = torch.floor((x - low) * bins / (high - low))
+    place = torch.where(x == high, bins - 1, place)
+    inside = (x >= low) & (x <= high)
+    each = torch.arange(bins, device=x.device, dtype=x.dtype).unsqueeze(-1)
+    return (inside & (place == each)).to(x.dtype).sum(-1)
+
+
 DECOMPOSITIONS = {
+    aten.histc.default: histc,
     aten.isin.Tensor_Tensor: isin,
     aten.kthvalue.default: kthvalue,
     aten.median.default: median,

@@ -1,9 +1,14 @@
-"""Reductions. Without this: torch.onnx's "Required parameter 'dim' is not provided" for aminmax of a whole tensor."""
+"""Reductions.
+
+Without these: torch.onnx's "Required parameter 'dim' is not provided" for aminmax of a whole tensor; TensorRT's
+"Invalid Node" for the mean of a tensor of no dims.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 aten = torch.ops.aten
 
@@ -16,4 +21,16 @@ def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tupl
     return torch.amin(x, dims, keepdim=keepdim), torch.amax(x, dims, keepdim=keepdim)
 
 
-DECOMPOSITIONS = {aten.aminmax.default: aminmax}
+def of_one(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum, mean or product of a single number."""
+    return x.clone() if dtype is None or dtype == x.dtype else x.to(dtype)
+
+
+def _of_one_float(node: Node) -> bool:
+    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return value.dim() == 0 and value.dtype.is_floating_point
+
+
+_OF_ONE = dict.fromkeys((aten.mean.default, aten.sum.default, aten.prod.default), of_one)
+DECOMPOSITIONS = {aten.aminmax.default: aminmax, **_OF_ONE}
+ONLY_WHERE = dict.fromkeys(_OF_ONE, _of_one_float)

@@ -28,7 +28,8 @@ OPERATORS = """
     _upsample_bilinear2d_aa nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d searchsorted
     isin combinations diagonal_scatter index_add nn.functional.adaptive_avg_pool3d nn.functional.adaptive_max_pool1d
     nn.functional.adaptive_max_pool2d nn.functional.adaptive_max_pool3d cdist nn.functional.pdist grid_sampler_3d
-    scatter_reduce scatter index_reduce put nonzero_static masked_select
+    scatter_reduce scatter index_reduce put nonzero_static masked_select scatter_add take nn.functional.avg_pool2d
+    nn.functional.avg_pool3d histc diag diagonal linalg.diagonal trace squeeze ceil isnan
 """.split()
 
 
@@ -42,9 +43,18 @@ class Replacing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         function: Callable[..., Any] = self.table.get(func, func)
-        if function is not func:
-            self.met.add(func)
+        if function is func or not self._applies(func, args):
+            return func(*args, **(kwargs or {}))
+        self.met.add(func)
         return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _applies(func: Any, args: Any) -> bool:
+        """Those that round whole numbers are for these alone, those that take means for floats."""
+        name = func.__name__.split(".")[0]
+        return name not in ("ceil", "isnan", "avg_pool2d", "avg_pool3d") or (
+            args[0].is_floating_point() == name.startswith("avg")
+        )
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -123,3 +133,23 @@ def test_adding_at_indices(shape: tuple[int, ...], indices: list[torch.Tensor | 
     values = torch.randn(picked.shape)
     function = decompositions()[torch.ops.aten.index_put.default]
     torch.testing.assert_close(function(x, indices, values, True), torch.ops.aten.index_put(x, indices, values, True))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_embedding_bags(mode: str) -> None:
+    weight, indices, offsets = torch.randn(6, 3), torch.tensor([0, 5, 2, 2, 1, 4]), torch.tensor([0, 2, 2, 5])
+    function = decompositions()[torch.ops.aten.embedding_bag.padding_idx]
+    for last, padding in ((False, None), (True, None), (False, 2)):
+        offsets[-1] = 6 if last else 5
+        expected = torch.nn.functional.embedding_bag(
+            indices, weight, offsets, mode=mode, include_last_offset=last, padding_idx=padding
+        )
+        number = ["sum", "mean", "max"].index(mode)
+        actual = function(weight, indices, offsets, False, number, False, None, last, padding)[0]
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("shapes", [((10,), (2, 3, 10, 5)), ((2, 3, 5, 10), (10,)), ((4, 10), (2, 10, 5))])
+def test_products_of_vectors_and_matrices(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, y = torch.randn(shapes[0]), torch.randn(shapes[1])
+    torch.testing.assert_close(decompositions()[torch.ops.aten.matmul.default](x, y), x @ y)

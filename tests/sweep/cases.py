@@ -26,7 +26,7 @@ VARIANTS = (
     ("fp16", torch.float32, "fp16", False),
     ("fp16 dynamic", torch.float32, "fp16", True),
     ("integers", torch.int64, "fp32", False),
-    ("half inputs", torch.float16, "fp32", False),
+    ("half inputs", torch.float16, "fp16", False),
 )
 SAMPLES = 2
 _LOOKED_AT = 24  # of an operator's samples; some have hundreds
@@ -100,7 +100,7 @@ def _dtype_for(info: Any, case: CaseId) -> torch.dtype:
     """float32 for an operator that has it; of the others the one dtype that they take, in the plain variants."""
     wanted = case.settings[0]
     supported = info.supported_dtypes("cpu")
-    if wanted == torch.float32 and wanted not in supported and case.settings[1] == "fp32":
+    if case.variant in ("fp32", "fp32 dynamic") and wanted not in supported:
         wanted = torch.int64 if torch.int64 in supported else torch.bool
     elif wanted == torch.int64 and torch.float32 not in supported:
         raise NoSuchCase("its plain variants have integers")

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.out / f"{options.where}.jsonl"
     if options.fresh:
         results.unlink(missing_ok=True)
+    if options.previous is not None and not results.exists():
+        _keep_what_was_right(read(options.previous), results, options.sample)
     done = {record["case"] for record in read(results)}
     jobs = _jobs(options, done)
     cases = sum(map(len, jobs))
@@ -64,6 +66,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=None, help="of each operator")
     parser.add_argument("--variant", action="append", help="this variant only (may be given several times)")
     parser.add_argument("--only", default="", help="a pattern of case names: operator/sample/variant")
+    parser.add_argument("--previous", type=pathlib.Path, help="results of an earlier run: what was right stays")
+    parser.add_argument("--sample", type=int, default=8, help="with --previous: of what was right, run each n-th again")
     parser.add_argument("--fresh", action="store_true", help="forget the results that are there")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -72,6 +76,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
         options.where = "cuda" if torch.cuda.is_available() else "cpu"
     return options
+
+
+def _keep_what_was_right(records: Sequence[dict[str, Any]], results: pathlib.Path, sample: int) -> None:
+    """Take over an earlier run's right results, except each ``sample``-th, marked as ``"earlier"``."""
+    right = [r for r in records if r["whole"]["outcome"] in ("right", "no such case")]
+    kept = [{**r, "earlier": True} for number, r in enumerate(right) if number % sample]
+    results.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
 
 
 def _jobs(options: argparse.Namespace, done: set[str]) -> list[list[str]]:
@@ -147,6 +158,8 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, name: str, limit: float) -> dict[str, Any]:
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         began = time.monotonic()
@@ -207,6 +220,8 @@ def _serve(where: str, backend: str) -> int:
         if record["whole"]["outcome"] == "refused" and where == "cuda":
             record["hybrid"] = dataclasses.asdict(attempt(case, where, backend, hybrid=True))
         print(json.dumps(record), file=answers, flush=True)
+        if any(record.get(column, {}).get("outcome") == "crash" for column in COLUMNS):
+            return 1  # nothing works in this process any more
     return 0
 
 

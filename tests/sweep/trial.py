@@ -5,15 +5,14 @@ The outcomes:
 - ``right``: the results have eager's structure, dtypes, shapes and values, on the example and on other inputs.
 - ``refused``: compiling, or the call, raised one of the package's own errors.
 - ``wrong``, ``raw error``: anything else that the process survived. (``crash`` and ``timeout`` are the runner's.)
-- ``not counted``: eager does not run it, the result is the input itself or complex, or torch.export does not capture
-  it (with these dynamic dims).
+- ``not counted``: eager does not run it, it writes to its weights (training), the result is the input itself or
+  complex, or torch.export does not capture it (with these dynamic dims).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import math
 import time
 import traceback
@@ -50,23 +49,31 @@ def attempt(case_id: cases.CaseId, where: str, backend: str = "auto", hybrid: bo
         case = cases.make(case_id)
     except cases.NoSuchCase as reason:
         return Trial("no such case", detail=str(reason))
-    device = torch.device("cuda" if where == "cuda" else "cpu")
-    module = case.module.to(device)
-    inputs, others = ([t.to(device) for t in tensors] for tensors in (case.inputs, case.others))
     _, precision, dynamic = case_id.settings
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reason = _not_counted(module, inputs)
+        # Asked on the CPU: an index out of range is an exception there, and the end of the process on a GPU.
+        reason = _not_counted(case.module, case.inputs)
         dims, axes = None, {}
         if reason is None and dynamic:
-            dims, axes, reason = _dynamic_shapes(module, inputs)
+            dims, axes, reason = _dynamic_shapes(case.module, case.inputs)
         if reason is not None:
             return Trial("not counted", detail=reason)
+        device = torch.device("cuda" if where == "cuda" else "cpu")
+        module = copy.deepcopy(case.module).to(device)
+        inputs, others = ([t.to(device) for t in tensors] for tensors in (case.inputs, case.others))
+        if device.type == "cuda" and (reason := _not_counted(module, inputs)):
+            return Trial("not counted", detail=f"on the GPU, {reason}")
         trial = _compile_and_compare(module, inputs, others, precision, dims, axes, where, backend, hybrid)
         if trial.error in ("CaptureFailed", "InvalidInput") and dims is None:
-            reason = _export_refuses(module, inputs, None)
+            reason = _export_refuses(case.module, case.inputs, None)
             if reason is not None:
                 return Trial("not counted", detail=f"torch.export: {reason}")
+        if device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                return Trial("crash", trial.route, trial.runtime, detail=f"CUDA is unusable after it: {error}"[:200])
     return dataclasses.replace(trial, seconds=round(time.monotonic() - began, 2))
 
 
@@ -81,9 +88,11 @@ def _compile_and_compare(
     backend: str,
     hybrid: bool,
 ) -> Trial:
-    options: dict[str, Any] = {"dynamic_shapes": dims, "backend": backend}
-    if _HAS_HYBRID:
-        options["hybrid"] = hybrid
+    options: dict[str, Any] = {
+        "dynamic_shapes": dims,
+        "backend": backend,
+        "hybrid": "allow_torch" if hybrid else False,  # an operator by itself may leave nothing for TensorRT
+    }
     try:
         if where == "build":
             fast = ttb.build(module, tuple(inputs), precision, **options)
@@ -109,9 +118,6 @@ def _compile_and_compare(
         return Trial("raw error", error=type(error).__name__, detail=detail)
 
 
-_HAS_HYBRID = "hybrid" in inspect.signature(ttb.compile).parameters
-
-
 def _summary(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     chosen = [line for line in lines if line.startswith("MISS")][:1] or lines[1:2]
@@ -123,9 +129,12 @@ def _not_counted(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str | Non
     try:
         with torch.no_grad():
             given = [t.clone() for t in inputs]
+            before = {name: buffer.clone() for name, buffer in module.named_buffers()}
             result = module(*given)
     except Exception as error:
         return f"eager: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    if any(not torch.equal(before[name], buffer) for name, buffer in module.named_buffers()):
+        return "it writes to its weights, as in training"
     tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     if not tensors:
         return "no result is a tensor"
