@@ -49,7 +49,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     try:
         with export_lock, torch.no_grad(), quiet():
             exported = torch.onnx.export(
-                _exportable(program),
+                exportable(program),
                 (),
                 dynamo=True,
                 opset_version=opset,
@@ -100,7 +100,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
     ir.save(model, path, external_data=weights)
 
 
-def _exportable(program: ExportedProgram) -> ExportedProgram:
+def exportable(program: ExportedProgram) -> ExportedProgram:
     """``program`` with the built-in converters applied, without operators that TensorRT's parser takes in fp32 and fp16
     only, where they are in bf16, without losses, which it does not take, and without squeezes of dimensions that are
     not 1, which torch leaves alone and ONNX refuses."""

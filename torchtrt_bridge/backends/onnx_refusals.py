@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ..export_lock import export_lock
 from .base import Place
-from .onnx_graph import OPSETS, quiet
+from .onnx_graph import OPSETS, exportable, quiet
 
 _CHECKS = ("aten._assert", "aten.sym_constrain_range")  # which torch.onnx leaves out
 _WIDE = (torch.float64, torch.complex64, torch.complex128, torch.complex32)
@@ -51,7 +51,7 @@ def _without_form(program: ExportedProgram) -> dict[str, str]:
     for node in program.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             found[node.name] = f"{node.target} has no ONNX form that TensorRT takes"
-    for node in _spelled_out(program).graph.nodes:
+    for node in _spelled_out(exportable(program)).graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if str(node.target).startswith(_CHECKS) or _translated(node):
