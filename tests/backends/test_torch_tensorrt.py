@@ -24,7 +24,6 @@ from torchtrt_bridge.backends.base import Place
 from torchtrt_bridge.capture import capture
 from torchtrt_bridge.errors import (
     BuildCrashed,
-    BuildFailed,
     ConversionFailed,
     InvalidOption,
     UnsupportedLayer,
@@ -171,6 +170,33 @@ def test_progress_reaches_the_end_of_the_build():
     assert phases[-1][1] == 1.0
 
 
+class Forms(nn.Module):
+    """Operators that Torch-TensorRT alone does not take, or that TensorRT refuses from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 24)), nn.Parameter(torch.randn(24))
+
+    def forward(self, x, scale, index):
+        q, k, v = torch.addmm(self.bias, x.flatten(0, 1), self.weight).unflatten(0, x.shape[:2]).chunk(3, -1)
+        heads = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (q, k, v)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        largest, where = mixed.max(-1)
+        pooled = nn.functional.adaptive_avg_pool2d(mixed.permute(0, 3, 1, 2), 1)
+        row = x[0, 0].softmax(0) + x[0, 0].log_softmax(-1)
+        picked = x[..., 0].gather(1, index)
+        return mixed, largest, where, pooled, row, scale.sum() * scale.mean(), picked, x.exp().log1p()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_forms_of_operators_that_it_lacks(dynamic):
+    inputs = torch.randn(2, 5, 8), torch.tensor(2.0), torch.randint(0, 5, (2, 3))
+    batch = ttb.Dim(1, 2, 4, name="batch")
+    built = plan_of(Forms(), inputs, dynamic_shapes={"x": {0: batch}, "index": {0: batch}} if dynamic else None)
+    assert list(built.results.values()) == ["FLOAT", "FLOAT", "INT64", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT"]
+    assert built.layers["attention_input"] == 1 and built.layers["gather"] >= 1
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
@@ -240,14 +266,11 @@ def test_an_operator_without_a_converter_is_named_with_the_users_module(function
     assert "(in decoder.1)" in str(error.value) and "getitem" not in str(error.value)
 
 
-def test_a_network_that_tensorrt_refuses_is_an_error_with_its_words():
-    class Scalars(nn.Module):
-        def forward(self, x, scale):
-            return x * scale.cumsum(0)
-
-    with pytest.raises((ConversionFailed, BuildFailed)) as error:
-        plan_of(Scalars(), (torch.randn(2, 3), torch.tensor(2.0)))
-    assert "cumsum" in str(error.value)
+def test_a_layer_that_tensorrt_refuses_is_named_with_its_words():
+    model = Wrapped(lambda x: x * x.sum().softmax(0))
+    with pytest.raises(ConversionFailed, match=r"cannot convert aten._softmax.default \(in decoder.1\)") as error:
+        plan_of(model, torch.randn(4, 4))
+    assert "at least 2 dimensions are required" in str(error.value)
 
 
 def test_refusals_name_the_nodes_and_compute_nothing():

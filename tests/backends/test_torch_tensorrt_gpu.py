@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
+from test_torch_tensorrt import Forms
 from torch import nn
 
 import torchtrt_bridge as ttb
@@ -167,6 +168,17 @@ def test_embedding_and_integer_inputs():
     shapes = {"ids": {0: batch, 1: words}, "mask": {0: batch, 1: words}}
     others = [arguments(1, 1), arguments(4, 9), arguments(3, 7)]
     check(Tokens().eval().cuda(), arguments(2, 5), others, dynamic_shapes=shapes)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_forms_of_operators_that_it_lacks(dynamic):
+    def arguments(batch):
+        return randn(batch, 5, 8), randn(), torch.randint(0, 5, (batch, 3), device="cuda")
+
+    batch = ttb.Dim(1, 2, 4, name="batch")
+    shapes = {"x": {0: batch}, "index": {0: batch}} if dynamic else None
+    others = [arguments(rows) for rows in ((1, 3, 4) if dynamic else (2, 2))]
+    check(Forms().eval().cuda(), arguments(2), others, dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -31,10 +31,12 @@ from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as passes
 from ..errors import ConversionFailed, UnsupportedLayer
 from ..trt.flavor import Flavor
 from ..trt.log import listening
+from .torch_tensorrt_forms import admit_dynamic_shapes, amend
 
 #: torch's dtypes that TensorRT has, by their names in both.
 _DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 _MARK = "torchtrt_bridge"
+admit_dynamic_shapes()
 _IS_RTX = bool(getattr(ENABLED_FEATURES, "tensorrt_rtx", False))
 
 
@@ -45,7 +47,7 @@ def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModul
         ConversionFailed: a decomposition or a pass failed.
     """
     wanted = inspect.signature(get_decompositions).parameters
-    table = get_decompositions(**{name: getattr(settings, name) for name in wanted})
+    table = amend(dict(get_decompositions(**{name: getattr(settings, name) for name in wanted})), settings)
     try:
         program = pre_export_lowering(program, settings)
         program = program.run_decompositions(table)
@@ -93,6 +95,13 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
                 kind = UnsupportedLayer if unsupported else ConversionFailed
                 raise kind(f"The torch_tensorrt route cannot convert {what}: {why}{said}") from error
         self.network = self.ctx.net
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        for tensor in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(tensor, self._trt.ITensor):
+                tuple(tensor.shape)  # raises where TensorRT refused the layer, which says so only in its log
+        return value
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         name, dtype, shape = next(self._given)
