@@ -261,7 +261,7 @@ def test_an_operator_without_a_converter_is_named_with_the_users_module(function
     model, x = Wrapped(function).eval(), torch.randn(4, 4)
     make = ttb.build if where == "a GPU elsewhere" else ttb.compile
     with nothing_changes(model, x), pytest.raises(UnsupportedLayer) as error:
-        make(model, x, backend="torch_tensorrt")
+        make(model, x, backend="torch_tensorrt", hybrid=False)
     assert f"torch_tensorrt has no converter for {operator}" in str(error.value)
     assert "(in decoder.1)" in str(error.value) and "getitem" not in str(error.value)
 
@@ -295,8 +295,14 @@ def test_an_operator_of_the_program_alone_is_refused_and_not_run():
         return x * 2
 
     twice.register_fake(torch.empty_like)
+    model, x = Wrapped(lambda x: twice(torch.linalg.det(x)[None] + twice(x)).relu()).eval(), torch.randn(4, 4)
     with pytest.raises(UnsupportedLayer, match="no converter for torchtrt_bridge_test::twice"):
-        ttb.build(Wrapped(twice).eval(), torch.randn(4, 4), backend="torch_tensorrt")
+        ttb.build(model, x, backend="torch_tensorrt", hybrid=False)
+    program = capture(model, x).program
+    before = str(program.graph)
+    refused = route.TorchTensorRTBackend().refusals(program, ELSEWHERE)
+    assert set(refused) == {"twice", "linalg_det", "twice_1"} and "registers by itself" in refused["twice"]
+    assert str(program.graph) == before
 
 
 def test_where_torch_tensorrt_does_not_fit_the_reason_is_in_the_answer(monkeypatch):
@@ -342,7 +348,7 @@ def test_the_callers_process_is_as_before():
     with nothing_changes(model, x):
         ttb.build(model, x, backend="torch_tensorrt")
         with pytest.raises(UnsupportedLayer):
-            ttb.build(refused, y, backend="torch_tensorrt")
+            ttb.build(refused, y, backend="torch_tensorrt", hybrid=False)
     assert state() == before
 
 

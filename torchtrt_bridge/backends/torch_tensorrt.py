@@ -22,6 +22,7 @@ from ..precision import Precision, cast_program
 from ..signature import Signature
 from .base import Artifact, Place, Segment, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
+from .torch_tensorrt_foreign import foreign, without
 from .torch_tensorrt_settings import check_names
 
 #: The distributions that bring the module, and the TensorRT that each is made for.
@@ -50,9 +51,10 @@ class TorchTensorRTBackend:
         from ..runtime.program import store
         from .torch_tensorrt_worker import ask
 
-        bound = _bound()
         job = {"kind": "refusals", "settings": {}, "capability": _capability(place)}
-        return ask(job, store(program), bound, device=_gpu(place), tensors=False)
+        own = foreign(program)
+        asked = store(without(program, own) if own else program)
+        return {**ask(job, asked, _bound(), device=_gpu(place), tensors=False), **own}
 
     def convert(
         self,

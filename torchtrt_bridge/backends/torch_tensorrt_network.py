@@ -80,6 +80,9 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
     ):
         DYNAMO_CONVERTERS.set_compilation_settings(settings)
         _refuse_unsupported(graph)
+        places = {node: place(node) for node in graph.graph.nodes}
+        for node in graph.graph.nodes:
+            node.meta["nn_module_stack"] = _users_modules(node)  # for the names of layers; each name takes an item off
         interpreter.TRT_LOGGER = bound.logger  # type: ignore[attr-defined]
         super().__init__(graph, [], compilation_settings=settings)
         self._trt, self._wanted, self._given = bound.trt, tuple(outputs), iter(inputs)
@@ -90,7 +93,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
                 why = f"{type(error).__name__}: {_first_line(error)}"
                 said = "".join(f"\n  {text}" for text in list(messages.errors)[-3:])
                 node = self._cur_node
-                what = f"{operator_name(node)}{place(node)}" if node is not None else "the model"
+                what = f"{operator_name(node)}{places[node]}" if node is not None else "the model"
                 unsupported = isinstance(error, (NotImplementedError, interpreter.UnsupportedOperatorException))
                 kind = UnsupportedLayer if unsupported else ConversionFailed
                 raise kind(f"The torch_tensorrt route cannot convert {what}: {why}{said}") from error
@@ -154,11 +157,15 @@ def operator_name(node: Node) -> str:
 
 def place(node: Node) -> str:
     """`` (in encoder.layer.3)``: the module of the user's that ``node`` comes from."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return ""
-    module = stack[-1][0].removeprefix("model").removeprefix(".")
-    return f" (in {module or 'the top module'})"
+    modules = list(_users_modules(node).values())
+    return f" (in {modules[-1][0] if modules else 'the top module'})"
+
+
+def _users_modules(node: Node) -> dict[str, Any]:
+    """The stack of modules without the capture's own, and without the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    named = {key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items()}
+    return {key: (path, kind) for key, (path, kind) in named.items() if path}
 
 
 def _refuse_unsupported(graph: GraphModule) -> None:
