@@ -235,13 +235,14 @@ def _read_jobs(jobs: queue.SimpleQueue[str]) -> None:
 
 
 def _log_to(reports: _Reports, debug: bool) -> None:
-    """Ours and Torch-TensorRT's messages to the caller's logger. An ``INFO`` of Torch-TensorRT's speaks of every node,
-    and a warning of its own inner life."""
+    """Ours and Torch-TensorRT's messages to the caller's logger. An ``INFO`` of Torch-TensorRT's speaks of every node;
+    its warnings and errors are of its own inner life, or come as exceptions too."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             own = record.name == "torchtrt_bridge"
-            level = record.levelno if own or record.levelno >= logging.ERROR else logging.DEBUG
+            theirs = logging.INFO if record.levelno >= logging.WARNING else logging.DEBUG
+            level = record.levelno if own else theirs
             if level > logging.DEBUG or debug:
                 text = record.getMessage()
                 reports.send(log=level, text=text if own else f"torch_tensorrt: {text}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch._decomp import decomposition_table
+from torch.export import ExportedProgram
+from torch.fx import Node
 from torch_tensorrt.dynamo._settings import CompilationSettings
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS
 
@@ -56,6 +58,24 @@ def admit_dynamic_shapes() -> None:
         supports = DYNAMO_ATEN_CONVERTERS.get(target, ())
         if isinstance(supports, (list, tuple)) and supports:
             DYNAMO_ATEN_CONVERTERS[target] = [dataclasses.replace(s, supports_dynamic_shapes=True) for s in supports]
+
+
+def give_masks_every_dimension(program: ExportedProgram) -> None:
+    """An attention's mask of as many dimensions as its query: Torch-TensorRT 2.11 does not broadcast it. Changes
+    ``program``. (No form in the table: torch would decompose what such a form leaves alone.)"""
+    for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if not isinstance(mask, Node):
+            continue
+        wide = mask
+        for _ in range(node.args[0].meta["val"].ndim - mask.meta["val"].ndim):
+            with program.graph.inserting_before(node):
+                widened = program.graph.call_function(aten.unsqueeze.default, (wide, 0))
+            widened.meta = {**node.meta, "val": wide.meta["val"].unsqueeze(0)}
+            wide = widened
+        if wide is not mask:
+            node.args = tuple(wide if argument is mask else argument for argument in node.args)
+            node.kwargs = {name: wide if value is mask else value for name, value in node.kwargs.items()}
 
 
 def _or(usual: Callable[..., Any] | None, special: Callable[..., Any]) -> Callable[..., Any]:

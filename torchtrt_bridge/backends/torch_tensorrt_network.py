@@ -31,7 +31,7 @@ from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as passes
 from ..errors import ConversionFailed, UnsupportedLayer
 from ..trt.flavor import Flavor
 from ..trt.log import listening
-from .torch_tensorrt_forms import admit_dynamic_shapes, amend
+from .torch_tensorrt_forms import admit_dynamic_shapes, amend, give_masks_every_dimension
 
 #: torch's dtypes that TensorRT has, by their names in both.
 _DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
@@ -49,6 +49,7 @@ def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModul
     wanted = inspect.signature(get_decompositions).parameters
     table = amend(dict(get_decompositions(**{name: getattr(settings, name) for name in wanted})), settings)
     try:
+        give_masks_every_dimension(program)
         program = pre_export_lowering(program, settings)
         program = program.run_decompositions(table)
         return post_lowering(_unguarded(program), settings)

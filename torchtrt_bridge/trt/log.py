@@ -25,8 +25,8 @@ _LEVELS = {
 
 
 # Warnings that a user can do nothing about: int64 inputs are given as such; the default stream is torch's, and calls on
-# it were measured to return as soon as on any other.
-_NO_NEWS = ("has Int64 binding.", "Using default stream in enqueueV3()")
+# it were measured to return as soon as on any other; networks are typed because we ask for it.
+_NO_NEWS = ("has Int64 binding.", "Using default stream in enqueueV3()", "strongly typed is enabled by default")
 
 
 class Messages:
