@@ -294,7 +294,9 @@ def _rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch
         graph_signature=signature,
         state_dict=state,
         range_constraints=dict(program.range_constraints),
-        module_call_graph=copy.deepcopy(program.module_call_graph),
+        module_call_graph=[
+            dataclasses.replace(entry, signature=copy.copy(entry.signature)) for entry in program.module_call_graph
+        ],
         example_inputs=program.example_inputs,
         constants=constants,
         verifiers=program.verifiers,
