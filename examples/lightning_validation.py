@@ -7,6 +7,8 @@ The compiled network is a submodule like any other: it is moved, put in eval mod
 
 from __future__ import annotations
 
+import tempfile
+
 import lightning as L
 import torch
 from torch import nn
@@ -70,8 +72,9 @@ def main(precision: str = "fp32") -> tuple[dict[str, float], dict[str, float]]:
     deployed = Classifier(compiling.compiled)
     compiled = trainer.validate(deployed, validation, verbose=False)[0]
 
-    again = Classifier(ttb.TRTModule())  # elsewhere: no network, no training code
-    again.load_state_dict(deployed.state_dict())
+    with tempfile.TemporaryDirectory() as folder:  # elsewhere: from the checkpoint, without the network's code
+        trainer.save_checkpoint(f"{folder}/deployed.ckpt", weights_only=True)
+        again = Classifier.load_from_checkpoint(f"{folder}/deployed.ckpt", network=ttb.TRTModule())
     reloaded = L.Trainer(**QUIET).validate(again, validation, verbose=False)[0]
 
     eager = {**eager, **{f"{name}, reloaded": value for name, value in eager.items()}}
