@@ -18,6 +18,7 @@ from .compiler import ordinary_tensors, parse_device
 from .errors import BridgeError
 from .precision import Precision
 from .selection import candidates
+from .tracebacks import leaves_no_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Explanation:
         return rows
 
 
+@leaves_no_memory
 def explain(
     model: nn.Module,
     inputs: Any,

@@ -12,12 +12,14 @@ from .backends.base import Place
 from .errors import InvalidFile, InvalidOption
 from .exported import ProgramModule
 from .onnx_file import OnnxFile, Ranges, compile_onnx
+from .tracebacks import leaves_no_memory
 
 if TYPE_CHECKING:
     from .options import BuildOptions
     from .runtime.module import TRTModule
 
 
+@leaves_no_memory
 def compile_file(
     path: str | os.PathLike[str],
     precision: str | None = None,

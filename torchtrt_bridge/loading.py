@@ -10,8 +10,10 @@ from .errors import InvalidFile
 from .runtime.artifact import no_manifest
 from .runtime.files import load_file
 from .runtime.module import TRTModule
+from .tracebacks import leaves_no_memory
 
 
+@leaves_no_memory
 def load(
     path: str | os.PathLike[str], *, device: torch.device | str | None = None, max_contexts: int = 8
 ) -> TRTModule:

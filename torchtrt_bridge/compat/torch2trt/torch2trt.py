@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidOption, ModelInTraining, nearest
+from ...tracebacks import leaves_no_memory
 from ...trt.log import listening, logger
 from .dataset import Dataset, FolderDataset, ListDataset, TensorBatchDataset
 from .dataset_calibrator import DEFAULT_CALIBRATION_ALGORITHM, DatasetCalibrator
@@ -75,6 +77,7 @@ def __getattr__(name: str) -> Any:
     return of_the_library(name)
 
 
+@leaves_no_memory
 def torch2trt(
     module: nn.Module,
     inputs: Any,
@@ -164,7 +167,7 @@ def _refuse(
     if avg_timing_iterations is not None:
         raise InvalidOption(f"avg_timing_iterations={avg_timing_iterations}: there is no such setting; leave it out.")
     for name in unknown:
-        known = torch2trt.__code__.co_varnames[: torch2trt.__code__.co_argcount]
+        known = inspect.signature(torch2trt).parameters
         raise InvalidOption(f"torch2trt() has no argument {name!r}.{nearest(name, known)}")
 
 
