@@ -129,6 +129,8 @@ class _Maker:
 
         captured, signature = self._captured, self._captured.signature
         assert captured.model is not None
+        if captured.device.type == "cuda":
+            torch.cuda.synchronize(captured.device)  # this is another thread, whose stream is not the caller's
         filled = Network(trt, network, self._precision.name)
         inputs = [
             (spec.name, example, tuple(-1 if isinstance(size, str) else size for size in spec.shape))
