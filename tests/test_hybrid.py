@@ -15,7 +15,15 @@ from comparing import assert_same, nothing_changes
 from parts import Alone, Branch, Halves, MixtureOfExperts, Twisted
 
 import torchtrt_bridge as ttb
-from torchtrt_bridge.errors import BackendUnavailable, ConversionFailed, InvalidOption, NothingInTensorRT, RunsOnCPU
+from torchtrt_bridge.backends import onnx as onnx_route
+from torchtrt_bridge.errors import (
+    BackendUnavailable,
+    ConversionFailed,
+    InvalidOption,
+    NothingInTensorRT,
+    RunsOnCPU,
+    VerificationFailed,
+)
 
 TESTS = Path(__file__).parent
 
@@ -111,6 +119,27 @@ def test_nothing_in_tensorrt_is_an_error_unless_allowed():
     fast = ttb.compile(Alone().eval(), x, device="cpu", hybrid="allow_torch")
     assert_same(fast(x), Alone()(x))
     assert fast.report.runtime == "torch" and "0 of 1 segments, 0 of 1 operations" in repr(fast.report)
+
+
+def test_what_comes_out_wrong_is_left_to_pytorch_where_that_is_allowed(monkeypatch):
+    real = onnx_route.to_onnx
+
+    def faulty(*args):
+        made = real(*args)
+        for node in made.graph:
+            if node.op_type == "Gelu":
+                node.op_type = "Relu"
+                node.attributes.clear()
+        return made
+
+    monkeypatch.setattr(onnx_route, "to_onnx", faulty)
+    model, x = Twisted().head.eval(), torch.randn(3, 16)
+    with pytest.raises(VerificationFailed):
+        ttb.compile(model, x, device="cpu", backend="onnx")
+    fast = ttb.compile(model, x, device="cpu", backend="onnx", hybrid="allow_torch")
+    (layer,) = fast.report.hybrid["layers"]
+    assert (layer["operator"], layer["place"]) == ("aten.gelu", "1") and "result is wrong" in layer["reason"]
+    assert_same(fast(x), model(x).detach())
 
 
 def test_other_values_of_hybrid_are_refused(model):

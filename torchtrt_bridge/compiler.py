@@ -71,8 +71,8 @@ def compile(
             the precision's default :class:`~torchtrt_bridge.Tolerance`; False skips it, and the report says so.
         build: settings of TensorRT's builder.
         hybrid: ``"auto"``: a model that no route takes whole is cut, and PyTorch runs the parts that TensorRT does not
-            take; ``"allow_torch"``: even where that is all of it; True: cut, also where a route takes it whole; False:
-            never, so that such a model is an error.
+            take; ``"allow_torch"``: even if that is all of it, and what TensorRT computes wrongly too; True: cut, also
+            where a route takes it whole; False: never, so that such a model is an error.
         source: keep the captured program in the module and its file, so that :meth:`TRTModule.rebuild` can build it
             again for another TensorRT or GPU. Adds the model's size to the file.
         max_contexts, cuda_graph, max_graphs: see :class:`TRTModule`.

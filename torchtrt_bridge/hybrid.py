@@ -21,6 +21,7 @@ from .runtime.program import run_callable, store
 from .signature import Signature
 from .sizes import Sizes
 from .subprogram import subprogram
+from .verify import DEFAULTS, compare
 
 if TYPE_CHECKING:
     from .options import BuildOptions
@@ -37,8 +38,8 @@ class Hybrid:
 
     name = "hybrid"
 
-    def __init__(self, routes: Sequence[Backend], allow_torch: bool):
-        self._routes, self._allow_torch = routes, allow_torch
+    def __init__(self, routes: Sequence[Backend], allow_torch: bool, suspicious: bool = False):
+        self._routes, self._allow_torch, self._suspicious = routes, allow_torch, suspicious
 
     def supports(self, captured: CapturedModel, place: Place) -> Support:
         """Always: what does not fit TensorRT is left to PyTorch."""
@@ -48,7 +49,9 @@ class Hybrid:
         self, captured: CapturedModel, precision: Precision, build: BuildOptions, place: Place, progress: Progress
     ) -> Artifact:
         """See :func:`convert`."""
-        return convert(captured, precision, build, place, self._routes, progress, self._allow_torch)
+        return convert(
+            captured, precision, build, place, self._routes, progress, self._allow_torch, self._suspicious
+        )
 
 
 def convert(
@@ -59,18 +62,21 @@ def convert(
     routes: Sequence[Backend],
     progress: Progress,
     allow_torch: bool = False,
+    suspicious: bool = False,
 ) -> Artifact:
     """The artifact of a cut model.
 
     Args:
         routes: those that take pieces (they have ``refusals``), best first.
         allow_torch: accept a result with no TensorRT segment at all.
+        suspicious: the whole model came out wrong, so each piece is run and compared with eager; the operator that a
+            wrong one is due to is PyTorch's from then on. Takes no part where the result runs elsewhere.
 
     Raises:
         NothingInTensorRT: there is none.
         InvalidOption: a setting that no route can honour.
     """
-    work = _Work(captured, precision, build, place, routes, progress)
+    work = _Work(captured, precision, build, place, routes, progress, suspicious and not place.target)
     pieces = work.pieces()
     if not allow_torch and not any(piece.in_tensorrt for piece in pieces):
         raise NothingInTensorRT(
@@ -91,7 +97,9 @@ class _Work:
         place: Place,
         routes: Sequence[Backend],
         progress: Progress,
+        suspicious: bool,
     ):
+        self._suspicious = suspicious
         self._captured, self._place = captured, place
         self._precision, self._build, self._progress = precision, build, progress
         self.notes: list[str] = []
@@ -173,7 +181,24 @@ class _Work:
         support = route.supports(captured, self._place)
         if not support.possible:
             raise ConversionFailed("; ".join(support.reasons))
-        return route.convert(captured, self._precision, self._build, self._place, progress)
+        artifact = route.convert(captured, self._precision, self._build, self._place, progress)
+        if self._suspicious:
+            self._compare(artifact, captured)
+        return artifact
+
+    def _compare(self, artifact: Artifact, captured: CapturedModel) -> None:
+        """Raise unless the piece computes what eager does, at the example's sizes."""
+        from .runtime.module import TRTModule
+
+        limit = DEFAULTS[self._precision.name]
+        module = TRTModule(self._place.device, _artifact=artifact)
+        if any(t.numel() == 0 for t in captured.inputs):
+            return  # such a piece is not run
+        results = zip(captured.signature.outputs, captured.eager(captured.inputs), module.run_flat(captured.inputs))
+        for spec, expected, actual in results:
+            row = compare("the example", spec.name, expected, actual, limit)
+            if not row.passed:
+                raise ConversionFailed(f"TensorRT's result is wrong: {row}")
 
     def _search(self, piece: Piece, routes: Sequence[Backend]) -> set[Node]:
         """The node without which the nodes before it convert, by halving; all nodes where there is none."""

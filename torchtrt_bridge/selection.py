@@ -112,7 +112,12 @@ class Attempts:
         which no operator is known to be the cause."""
         failed = any(isinstance(error, (ConversionFailed, BuildFailed)) for error in self.errors)
         unfit = not self.errors and not all(self._missing)
-        return (failed or unfit) and all(row.outcome != "wrong" for row in self.rows)
+        return (failed or unfit) and not self.wrong
+
+    @property
+    def wrong(self) -> bool:
+        """Whether some route's module computed wrong numbers."""
+        return any(row.outcome == "wrong" for row in self.rows)
 
     def error(self) -> BridgeError:
         """The one exception for all: that of the only route that could try, or one with every reason."""
@@ -190,9 +195,10 @@ def in_parts(
         BridgeError: see :meth:`Attempts.error`.
     """
     parts = _for_parts(candidates(backend), options)
-    if hybrid is True or (hybrid and parts and attempts.may_be_cut()):
+    suspicious = hybrid == "allow_torch" and attempts.wrong
+    if hybrid is True or (hybrid and parts and (attempts.may_be_cut() or suspicious)):
         began = time.perf_counter()
-        route = Hybrid(parts, hybrid == "allow_torch")
+        route = Hybrid(parts, hybrid == "allow_torch", suspicious)
         module = attempts.make(route, captured, precision, options, place, stages, finish)
         if module is not None:
             attempts.rows.append(Attempt(route.name, "chosen", seconds=time.perf_counter() - began))
