@@ -121,8 +121,10 @@ class _Work:
         """Take the route's answer to which operators it refuses; False where it has none."""
         try:
             refusals = route.refusals(self._captured.program, self._place)  # type: ignore[attr-defined]
-        except BridgeError as error:
-            self.notes.append(f"{route.name} took no part: {str(error).splitlines()[0]}")
+        except Exception as error:  # a fault of one route, in whatever library it drives, must not cost the others
+            if not isinstance(error, BridgeError):
+                _log.warning("the route %r failed in a way that it should not", route.name, exc_info=True)
+            self.notes.append(f"{route.name} took no part: {(str(error).splitlines() or ['?'])[0]}")
             return False
         self._by_route[route.name] = dict(refusals)
         return True
