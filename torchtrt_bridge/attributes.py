@@ -224,6 +224,21 @@ def _of_class(item: Any, own: set[str]) -> list[tuple[str, Any]]:
     return found
 
 
+def nodes(attributes: Mapping[str, Any]) -> dict[str, Node]:
+    """What :func:`restore` gave, and a user may have changed, as nodes again.
+
+    Raises:
+        InvalidOption: one is no plain data any more.
+    """
+    try:
+        return {name: to_node(value, name) for name, value in attributes.items()}
+    except Unstorable as error:
+        raise InvalidOption(
+            f"An attribute cannot be saved with the module: {error}. Give it plain data, or delete it (del"
+            f" fast.{error.path.partition('.')[0]})."
+        ) from None
+
+
 def restore(nodes: Mapping[str, Node]) -> dict[str, Any]:
     """The attributes that ``nodes`` describe."""
     return {name: rebuild(node, _from_leaf) for name, node in nodes.items()}

@@ -134,6 +134,11 @@ def plain_attribute(case: Case) -> None:
     again = ttb.TRTModule()
     again.load_state_dict(case.fast.state_dict())
     assert again.num_classes == copy.deepcopy(case.fast).num_classes == 3
+    case.fast.num_classes = object()
+    with pytest.raises(InvalidOption, match="num_classes is a builtins.object"):
+        case.fast.state_dict()
+    del case.fast.num_classes
+    assert not hasattr(case.fast, "num_classes") and case.fast.state_dict()
 
 
 @row(

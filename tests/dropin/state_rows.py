@@ -13,7 +13,7 @@ from dropin_table import Case, close, row
 from torch import nn
 
 import torchtrt_bridge as ttb
-from torchtrt_bridge.errors import EngineMismatch, InvalidFile
+from torchtrt_bridge.errors import EngineMismatch, InvalidFile, InvalidInput
 
 GROUP = "Saving, loading, copying"
 
@@ -208,6 +208,8 @@ def matches(case: Case) -> None:
         case.model.norm.running_mean[0] += 1e-3
     assert not again.matches(case.model) and not case.fast.matches(case.model)
     assert not case.fast.matches(case.head())
+    with pytest.raises(InvalidInput, match="given a OrderedDict"):
+        case.fast.matches(case.model.state_dict())
 
 
 @row(GROUP, "load into a module that ran already", "new weights", "the new engine; on an error the old one")

@@ -53,6 +53,13 @@ def compile_itself(case: Case) -> None:
     case.right()
 
 
+@row(GROUP, "`fast.forward = torch.compile(fast.forward)`", "compiled", "runs as it is")
+def compile_forward(case: Case) -> None:
+    case.fast.forward = torch.compile(case.fast.forward, backend="eager")
+    with torch.no_grad():
+        close(case.fast(case.x), case.eager())
+
+
 @row(
     GROUP,
     "`torch.fx.symbolic_trace` of a model around it",

@@ -23,6 +23,7 @@ from ..errors import (
     DeviceMismatch,
     EngineMismatch,
     InvalidFile,
+    InvalidInput,
     InvalidOption,
     MoveIgnored,
     NotLoaded,
@@ -185,9 +186,13 @@ class TRTModule(OneEngine):
         parameters and buffers, on any device. A model that was trained further has not.
 
         Raises:
+            InvalidInput: ``model`` is none.
             EngineMismatch: the module was saved by a version that kept no digest.
         """
         from ..origin import digest
+
+        if not isinstance(model, nn.Module):
+            raise InvalidInput(f"matches() compares with an nn.Module; it was given a {type(model).__name__}.")
 
         own = self._loaded().origin.weights
         if not own:
@@ -345,6 +350,7 @@ class TRTModule(OneEngine):
                 MoveIgnored,
                 f"a compiled module stays as it is under {move.ignored}: dtypes and layouts are fixed in its engine."
                 " Convert the original model and compile it again, or give compile() another precision.",
+                stacklevel=4,  # whoever called half(), which called _apply()
             )
         if move.device is not None or lost:
             self._move(move.device or torch.device("cpu"))
@@ -353,7 +359,7 @@ class TRTModule(OneEngine):
     def train(self, mode: bool = True) -> TRTModule:
         """Accepted, and said once: what was compiled is the model in eval mode."""
         if mode:
-            self._say(StaysInEval, "a compiled module cannot train; it computes what the model did in eval mode.")
+            self._say(StaysInEval, "a compiled module cannot train; it computes what the model did in eval mode.", 3)
         return self
 
     def _replicate_for_data_parallel(self) -> TRTModule:
@@ -362,10 +368,10 @@ class TRTModule(OneEngine):
             " Give DataParallel that one device (device_ids=[...]), or load the module once per device and process."
         )
 
-    def _say(self, category: type[Warning], message: str) -> None:
+    def _say(self, category: type[Warning], message: str, stacklevel: int) -> None:
         if category not in self._said:
             self._said.add(category)
-            warnings.warn(message, category, stacklevel=3)
+            warnings.warn(message, category, stacklevel=stacklevel)
 
     def _move(self, device: torch.device) -> None:
         """Run on ``device`` from now on. A plan that is moved to the CPU waits there, without memory on the GPU."""
@@ -634,7 +640,7 @@ class TRTModule(OneEngine):
         from .artifact import to_tensors
 
         artifact = self._loaded()
-        nodes = {name: attributes.to_node(value, name) for name, value in self._attributes.items()}  # as they are now
+        nodes = attributes.nodes(self._attributes)  # as they are now
         origin = dataclasses.replace(artifact.origin, attributes=nodes)
         return to_tensors(dataclasses.replace(artifact, origin=origin), self._caches())
 
