@@ -10,11 +10,12 @@ import sys
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge import cli
-from torchtrt_bridge.commands import commands
+
+testing = pytest.importorskip("click.testing")
+from torchtrt_bridge.commands import commands  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "trt"))
 import networks  # noqa: E402
@@ -142,7 +143,7 @@ def test_a_failure_ends_with_one_and_debug_shows_where(run, tmp_path, monkeypatc
 
 
 def looked(path):
-    done = CliRunner().invoke(commands, ["inspect", "--json", str(path)])
+    done = testing.CliRunner().invoke(commands, ["inspect", "--json", str(path)])
     assert done.exit_code == 0, done.output
     return json.loads(done.output)
 
@@ -195,5 +196,5 @@ def test_inspect_a_damaged_module_names_what_is_damaged(saved, tmp_path):
     at = data.index(b"ir_version") if b"ir_version" in data else len(data) - 200
     data[at] ^= 1
     (tmp_path / "damaged.safetensors").write_bytes(data)
-    done = CliRunner().invoke(commands, ["inspect", str(tmp_path / "damaged.safetensors")])
+    done = testing.CliRunner().invoke(commands, ["inspect", str(tmp_path / "damaged.safetensors")])
     assert isinstance(done.exception, ttb.errors.InvalidFile) and "digest" in str(done.exception)

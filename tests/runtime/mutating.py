@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import random
+import re
 import resource
 import sys
 import traceback
@@ -39,6 +40,28 @@ HOSTILE += ["torch.ops.aten.from_file.default", "torch.os.system", "torch.ops.at
 HOSTILE += ["subprocess:Popen", "shelve:DbfilenameShelf", [], {}, [None], [[]], {"x": None}, {"leaf": 0}, 10**30]
 
 
+@torch.library.custom_op("bridge_tests::halve", mutates_args=())
+def halve(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+@halve.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Halves(torch.nn.Module):
+    """TensorRT, PyTorch, TensorRT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+        self.config, self.num_classes = {"a": 1}, 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.ops.bridge_tests.halve(torch.tanh(self.first(x))))
+
+
 class Watch:
     """An audit hook that can be asked what it saw. It cannot be removed, so it is switched."""
 
@@ -59,8 +82,11 @@ class Watch:
 def modules() -> Modules:
     """A module of each runtime. The plan is made-up bytes, which only a GPU would look at."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).eval()
-    settings: dict[str, Any] = {"dynamic_batch": (1, 2, 8)}
+    model.config = {"classes": [2, 3.5, "x", None], "nested": {"dtype": torch.float32}}
+    model.num_classes = 2
+    settings: dict[str, Any] = {"dynamic_batch": (1, 2, 8), "attributes": ("config", "num_classes")}
     return {
+        "segments": ttb.compile(Halves().eval(), X, device="cpu", backend="onnx", **settings),
         "onnxruntime": ttb.compile(model, X, **settings),
         "torch": ttb.compile(model, X, "bf16", **settings),
         "tensorrt": ttb.TRTModule(_artifact=artifact(plan(500), source=program(), report=_report())),
@@ -185,7 +211,7 @@ def in_manifest(tensors: dict[str, torch.Tensor], choose: random.Random) -> dict
 
 def in_program(tensors: dict[str, torch.Tensor], choose: random.Random) -> dict[str, torch.Tensor]:
     """A change in the JSON of the program that the file holds, its digest put right too."""
-    key = "program" if "program" in tensors else "source"
+    key = choose.choice([name for name in tensors if re.fullmatch(r"(program|source)(\.\d+)?", name)])
     document = json.loads(bytes(tensors[key].numpy()))
     text = json.dumps(changed_json(document, choose), separators=(",", ":")).encode()
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -271,7 +297,9 @@ def mutate_json(trial: Trial, made: Modules, count: int, choose: random.Random, 
                 return "refused"
             try:
                 repr(module), module._repr_html_(), module.state_dict(), module.provenance, repr(module.signature)
-                repr(module.report)
+                repr(module.report), module.dtype, vars(module)
+                if hasattr(module, "config"):
+                    repr(module.config)
                 module(X)
             except BridgeError:
                 return "refused"

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 import torch
-from environments import Environment, commands, works
+
+pytest.importorskip("packaging")
+from environments import Environment, commands, works  # noqa: E402
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import InvalidOption
@@ -167,5 +169,6 @@ def test_on_a_gpu_a_route_is_run_and_compared():
     found = ttb.doctor()
     assert found.works and torch.cuda.get_device_name() in found.system["GPU"]
     assert any("its results are right on cuda" in route.how for route in found.routes)
+    pytest.importorskip("click")
     done = subprocess.run([sys.executable, "-m", "torchtrt_bridge", "doctor", "--route", "onnx"], capture_output=True)
     assert done.returncode == 0, done.stderr
