@@ -92,6 +92,19 @@ def test_the_frames_of_causes_are_emptied_too():
     assert isinstance(caught.value.__cause__, RuntimeError) and "secret" not in names
 
 
+def test_an_exception_that_the_caller_handles_keeps_its_variables():
+    def risky():
+        mine = 7
+        raise ValueError(f"{mine}")
+
+    try:
+        risky()
+    except ValueError as error:
+        with pytest.raises(ttb.errors.InvalidInput):
+            ttb.compile(Fails().eval(), torch.randn(2, 3))
+        assert error.__traceback__.tb_next.tb_frame.f_locals["mine"] == 7
+
+
 def test_a_module_made_after_a_failed_route_leaves_nothing(made, monkeypatch):
     class Refusing(OnnxBackend):
         name = "refusing"

@@ -33,11 +33,14 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         hurry = False
+        handled = {id(error) for error in chain(sys.exc_info()[1])}  # by the caller, whose business they are
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             hurry = isinstance(error, KeyboardInterrupt)  # someone waits for it to end
             for each in chain(error):
+                if id(each) in handled:
+                    continue
                 traceback.clear_frames(each.__traceback__)
             del args, kwargs  # this frame is in the traceback as well
             raise
@@ -48,8 +51,8 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """``error``, and what it was raised from or while handling, each once; the first cause comes last."""
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, and what it was raised from or while handling, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -57,7 +60,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         if each is not None and id(each) not in seen:
             seen.add(id(each))
             yield each
-            waiting += [each.__context__, each.__cause__]
+            waiting += [each.__cause__, each.__context__]
 
 
 def render(error: BaseException) -> list[str]:
@@ -76,7 +79,9 @@ def render(error: BaseException) -> list[str]:
         lines += [f"through {_place(frame)}", f"    {frame.line}"]
     if details:
         lines += ["", *details.strip("\n").splitlines()]
-    root = list(chain(error))[-1]
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
     reason = str(root).strip().partition("\n")[0]
     if reason not in str(error):
         lines += ["", f"caused by {type(root).__name__}: {reason}"]

@@ -51,7 +51,8 @@ def check(name: str, precision: str, calls: list[str], monkeypatch: pytest.Monke
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # trainers leave files
     monkeypatch.syspath_prepend(FOLDER)  # a spawned worker, too, imports the recipe by name
-    with mock.patch.dict(os.environ):  # trainers set variables
+    true_fp32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # of eager's convolutions on a GPU
+    with mock.patch.dict(os.environ), true_fp32:  # trainers set variables
         eager, compiled = importlib.import_module(name).main(precision)
     relative, absolute = ALLOWED[precision]
     assert eager and list(compiled) == list(eager)
