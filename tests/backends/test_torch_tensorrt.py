@@ -254,8 +254,12 @@ def test_an_unknown_target_is_refused():
 @pytest.mark.parametrize("where", ["a GPU elsewhere", "the CPU"])
 @pytest.mark.parametrize(
     ("function", "operator"),
-    [(torch.linalg.det, "aten._linalg_det.default"), (torch.nonzero, "aten.nonzero.default")],
-    ids=["no converter", "no converter for this flavour"],
+    [
+        (torch.linalg.det, "aten._linalg_det.default"),
+        (torch.lgamma, "aten.lgamma.default"),
+        (torch.nonzero, "aten.nonzero.default"),
+    ],
+    ids=["no converter", "none for what it is made of", "none for this flavour"],
 )
 def test_an_operator_without_a_converter_is_named_with_the_users_module(function, operator, where):
     model, x = Wrapped(function).eval(), torch.randn(4, 4)
@@ -281,6 +285,15 @@ def test_refusals_name_the_nodes_and_compute_nothing():
     assert str(captured.program.graph) == before
     whole = capture(Attention().eval(), torch.randn(2, 3, 6, 6)).program
     assert route.TorchTensorRTBackend().refusals(whole, ELSEWHERE) == {}
+
+
+def test_refusals_where_torchs_own_form_of_an_operator_writes_in_place():
+    def scatter(x):
+        return torch.diagonal_scatter(x, x[0]) + torch.exp2(x).sum()
+
+    program = capture(Wrapped(scatter).eval(), torch.randn(4, 4)).program
+    refused = route.TorchTensorRTBackend().refusals(program, ELSEWHERE)
+    assert "diagonal_scatter" in refused and "linear" not in refused
 
 
 def test_refusals_of_dtypes_that_tensorrt_lacks():

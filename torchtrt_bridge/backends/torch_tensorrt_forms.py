@@ -32,9 +32,10 @@ _WIDER = _REDUCTIONS[:5]  # which count integers in 64 bits
 Table = dict[Any, Callable[..., Any]]
 
 
-def amend(table: Table, settings: CompilationSettings) -> Table:
-    """``table`` of decompositions with ours in it, and torch's own for each operator that has no converter."""
-    for target, form in decomposition_table.items():
+def amend(table: Table, settings: CompilationSettings, every: bool) -> Table:
+    """``table`` of decompositions with ours in it, and, with ``every``, torch's own for each operator that has no
+    converter."""
+    for target, form in decomposition_table.items() if every else ():
         if target not in DYNAMO_ATEN_CONVERTERS:
             table.setdefault(target, form)
     if not settings.decompose_attention:

@@ -46,17 +46,24 @@ def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModul
     Raises:
         ConversionFailed: a decomposition or a pass failed.
     """
-    wanted = inspect.signature(get_decompositions).parameters
-    table = amend(dict(get_decompositions(**{name: getattr(settings, name) for name in wanted})), settings)
     try:
         give_masks_every_dimension(program)
         program = pre_export_lowering(program, settings)
-        program = program.run_decompositions(table)
-        return post_lowering(_unguarded(program), settings)
+        try:
+            decomposed = program.run_decompositions(_table(settings, every=True))
+        except Exception:  # some of torch's forms write in place, which is refused here
+            decomposed = program.run_decompositions(_table(settings, every=False))
+        return post_lowering(_unguarded(decomposed), settings)
     except Exception as error:
         raise ConversionFailed(
             f"The torch_tensorrt route cannot lower the model: {type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def _table(settings: CompilationSettings, every: bool) -> dict[Any, Any]:
+    wanted = inspect.signature(get_decompositions).parameters
+    usual = get_decompositions(**{name: getattr(settings, name) for name in wanted})
+    return amend(dict(usual), settings, every)
 
 
 class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
@@ -152,7 +159,9 @@ def refusals(program: ExportedProgram, settings: CompilationSettings) -> dict[st
 
 
 def operator_name(node: Node) -> str:
-    """``aten.linear.default``; for anything else, its own name."""
+    """``aten.linear.default``; for a primitive, the operator that it was in; for anything else, its own name."""
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "prims":
+        return str(node.meta.get("original_aten") or node.target)
     return str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else _qualified(node.target)
 
 

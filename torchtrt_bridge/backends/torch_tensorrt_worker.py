@@ -106,7 +106,15 @@ def close() -> None:
         process.close()
 
 
+def _forget() -> None:
+    """In a fork of the caller: the process is the caller's, and the lock may be held by a thread that is not there."""
+    global _lock, _process
+    _lock, _process = threading.Lock(), None
+
+
 atexit.register(close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 class Process:
