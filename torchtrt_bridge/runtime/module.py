@@ -283,6 +283,8 @@ class TRTModule(OneEngine):
         self._cuda_graph = state.get("cuda_graph", "auto")
         self._max_graphs = state.get("max_graphs", 4)
         graphing.check_options(self._cuda_graph, self._max_graphs)
+        moved = (t.device for t in state["state"].values() if isinstance(t, torch.Tensor) and t.device.type == "cuda")
+        self._wanted_device = next(moved, None)  # torch.load's map_location
         if state["state"]:
             self._load(dict(state["state"]))
 
