@@ -37,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.out / f"{options.where}.jsonl"
     if options.fresh:
         results.unlink(missing_ok=True)
-    if options.previous is not None and not results.exists():
-        _keep_what_was_right(read(options.previous), results, options.sample)
-    done = {record["case"] for record in read(results)}
-    jobs = _jobs(options, done)
+    earlier = _right_earlier(options.previous)
+    stays = {case for number, case in enumerate(earlier) if number % options.sample}
+    jobs = _jobs(options, stays | {record["case"] for record in read(results)})
     cases = sum(map(len, jobs))
     print(f"on {options.where}: {cases} cases of {len(jobs)} operators, {options.workers} workers", flush=True)
     _run_all(jobs, results, options)
+    run = {record["case"] for record in read(results)}
+    with open(results, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for case, record in earlier.items() if case not in run)
     records = [r for r in read(results) if not options.only or re.search(options.only, r["case"])]
     summarize(records)
     return 1 if any(r[column]["outcome"] in FAULTS for r in records for column in COLUMNS if column in r) else 0
@@ -61,6 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per case, both columns together")
     parser.add_argument("--budget", type=float, default=None, help="seconds after which no new operator is begun")
+    parser.add_argument("--tenth", action="store_true", help="the cases that the tests try")
     parser.add_argument("--every", type=int, default=1, help="every n-th operator only")
     parser.add_argument("--first", type=int, default=0, help="with --every: which one to begin with")
     parser.add_argument("--samples", type=int, default=None, help="of each operator")
@@ -78,19 +81,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _keep_what_was_right(records: Sequence[dict[str, Any]], results: pathlib.Path, sample: int) -> None:
-    """Take over an earlier run's right results, except each ``sample``-th, marked as ``"earlier"``."""
-    right = [r for r in records if r["whole"]["outcome"] in ("right", "no such case")]
-    kept = [{**r, "earlier": True} for number, r in enumerate(right) if number % sample]
-    results.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+def _right_earlier(previous: pathlib.Path | None) -> dict[str, dict[str, Any]]:
+    """What was right in an earlier run, by case, marked as ``"earlier"``."""
+    records = read(previous) if previous is not None else []
+    return {r["case"]: {**r, "earlier": True} for r in records if r["whole"]["outcome"] in ("right", "no such case")}
 
 
 def _jobs(options: argparse.Namespace, done: set[str]) -> list[list[str]]:
-    """The names of the cases to run, one list per operator, whose samples are made once."""
+    """The names of the cases to run, one list per operator, those with the most cases first."""
     import cases
 
     by_operator: dict[str, list[str]] = {}
-    for case in cases.all_ids(options.samples or cases.SAMPLES):
+    for case in cases.tenth() if options.tenth else cases.all_ids(options.samples or cases.SAMPLES):
         by_operator.setdefault(case.operator, []).append(str(case))
     chosen = list(by_operator.values())[options.first :: options.every]
     wanted = [
@@ -103,7 +105,7 @@ def _jobs(options: argparse.Namespace, done: set[str]) -> list[list[str]]:
         ]
         for names in chosen
     ]
-    return [names for names in wanted if names]
+    return sorted(filter(None, wanted), key=len, reverse=True)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

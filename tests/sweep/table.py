@@ -69,6 +69,9 @@ def section(where: str, records: Sequence[Mapping[str, Any]], on: str = "") -> s
     skipped = collections.Counter(r["whole"]["outcome"] for r in records)["not counted"]
     head = f"\n## {where}\n\n{_WHERE.get(where, where).capitalize()}{'; ' + on if on else ''}. "
     head += f"{len(cases)} cases of {len(names)} operators; {skipped} not counted.\n"
+    earlier = sum(bool(r.get("earlier")) for r in cases)
+    if earlier:
+        head += f"{earlier} of the right ones are from a run before, and were not run again.\n"
     columns = [c for c in COLUMNS if c == "whole" or any("hybrid" in r for r in cases)]
     text = head
     for title, key in (("Variant", _variant), ("Family", _family), ("Route", _route)):
