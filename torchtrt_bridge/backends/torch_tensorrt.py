@@ -53,8 +53,10 @@ class TorchTensorRTBackend:
 
         job = {"kind": "refusals", "settings": {}, "capability": _capability(place)}
         own = foreign(program)
-        asked = store(without(program, own) if own else program)
-        return {**ask(job, asked, _bound(), device=_gpu(place), tensors=False), **own}
+        rest = without(program, own) if own else program
+        if not rest.graph_signature.output_specs:
+            return own  # nothing else is computed
+        return {**ask(job, store(rest), _bound(), device=_gpu(place), tensors=False), **own}
 
     def convert(
         self,

@@ -46,6 +46,7 @@ def without(program: ExportedProgram, names: Iterable[str]) -> ExportedProgram:
                 last = graph.placeholder(f"{value.name}_given")
             last.meta = {"val": value.meta["val"]}
             value.replace_all_uses_with(last)
+            results = [last if result is value else result for result in results]
             signature.input_specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(last.name), None))
         results += [n for n in node.all_input_nodes if _is_computed(n) and n not in results]
         for value in (*list(node.users), node):
