@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import pytest
@@ -227,6 +228,7 @@ def replicas(case: Case) -> None:
 def distributed(case: Case) -> None:
     import torch.distributed as dist
 
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # there may be no network
     dist.init_process_group("gloo", init_method=f"file://{case.folder}/store", rank=0, world_size=1)
     try:
         whole = nn.parallel.DistributedDataParallel(nn.Sequential(case.fast, case.head()))
