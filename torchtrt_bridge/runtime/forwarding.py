@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..signature import Signature
+from .tracing import dynamo_knows, keep_dynamo_out
 
 # A later torch.compile of a surrounding model stops at the engine, and goes on after it.
 _NOT_FOR_DYNAMO = {
@@ -29,7 +30,11 @@ class OwnSignature:
         vars(function).update(_NOT_FOR_DYNAMO)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self.function if instance is None else types.MethodType(instance._forward, instance)
+        if instance is None:
+            return self.function
+        if not dynamo_knows:  # it may have been imported since the module was made
+            keep_dynamo_out()
+        return types.MethodType(instance._forward, instance)
 
     vars(__get__).update(_NOT_FOR_DYNAMO)
 

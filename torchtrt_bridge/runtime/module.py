@@ -193,7 +193,6 @@ class TRTModule(OneEngine):
 
         if not isinstance(model, nn.Module):
             raise InvalidInput(f"matches() compares with an nn.Module; it was given a {type(model).__name__}.")
-
         own = self._loaded().origin.weights
         if not own:
             raise EngineMismatch("This module was saved without a digest of its weights. Compile the model again.")

@@ -91,9 +91,9 @@ _active_dynamo: Callable[[], Any] = getattr(
 def keep_dynamo_out() -> None:
     """Tell torch.compile, if it is there, to leave this package's code as it is."""
     dynamo: Any = sys.modules.get("torch._dynamo.trace_rules")
-    if dynamo is not None and not _told:
-        _told.append(True)
+    if dynamo is not None and not dynamo_knows:
+        dynamo_knows.append(True)
         dynamo.add(__name__.partition(".")[0])
 
 
-_told: list[bool] = []
+dynamo_knows: list[bool] = []
