@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import importlib.util
 import os
@@ -65,8 +66,10 @@ def assert_names_no_place(module, folder):
 
 def test_a_file_holds_versions_and_no_names_of_places(model, tmp_path):
     x = torch.randn(2, 8)
+    build = ttb.BuildOptions(timing_cache=tmp_path / "confidential-folder" / "timings")  # noted: no effect here
     for precision in ("fp32", "bf16"):
-        assert_names_no_place(ttb.compile(model, x, precision, source=True, dynamic_batch=(1, 2, 4)), tmp_path)
+        options = {"source": True, "dynamic_batch": (1, 2, 4), "build": build}
+        assert_names_no_place(ttb.compile(model, x, precision, **options), tmp_path)
 
 
 def test_a_plan_holds_versions_and_no_names_of_places(model, tmp_path):
@@ -74,6 +77,17 @@ def test_a_plan_holds_versions_and_no_names_of_places(model, tmp_path):
     plan = ttb.build(model, torch.randn(2, 8), "fp16", source=True)
     assert_names_no_place(plan, tmp_path)
     assert plan.provenance["tensorrt"] and plan.provenance["target"] == "portable"
+
+
+def test_reasons_in_a_report_are_saved_without_folders(tmp_path):
+    fast = ttb.compile(torch.nn.Linear(8, 4).eval(), torch.randn(2, 8))
+    reason = f"OSError: {tmp_path}/lib/x.so.1: no such file ('{tmp_path}/y.py'); see https://example.com/a/b, layer a/b"
+    fast.set_report(dataclasses.replace(fast.report, notes=(reason,)))
+    fast.save(tmp_path / "saved.safetensors")
+    assert str(tmp_path).encode() not in (tmp_path / "saved.safetensors").read_bytes()
+    (note,) = ttb.load(tmp_path / "saved.safetensors").report.notes
+    assert note == "OSError: .../x.so.1: no such file ('.../y.py'); see https://example.com/a/b, layer a/b"
+    assert fast.report.notes == (reason,)  # here it says where
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ Reading checks everything before it makes anything: a wrong byte, a missing tens
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from . import manifest, wires
 from .contents import contents
 
 _AGAIN = "Fetch or copy the file again, or compile and save the model again."
+_PATH = re.compile(r"""(?<![\w.:/])(?:/[^\s/:'"(),;<>]+)+/([^\s/:'"(),;<>]*)""")
 _digests = WeakTensorKeyDictionary()  # tensor -> (its version, its entry in the manifest)
 
 
@@ -67,7 +69,7 @@ def to_tensors(artifact: Artifact, runtime_caches: Sequence[bytes | torch.Tensor
         "precision": artifact.precision,
         "origin": artifact.origin.to_dict(),
         "provenance": artifact.provenance,
-        "report": artifact.report,
+        "report": _without_places(artifact.report),
         "signature": artifact.signature.to_dict(),
         "segments": [_segment(segment) for segment in artifact.segments],
         "tensors": {key: _entry(tensor) for key, tensor in tensors.items()},
@@ -133,6 +135,16 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
 def _segment(segment: Segment) -> dict[str, Any]:
     ends = {"runtime": segment.runtime, "inputs": segment.inputs, "outputs": segment.outputs}
     return ends if segment.wiring is None else {**ends, "wiring": wires.write(segment.wiring)}
+
+
+def _without_places(value: Any) -> Any:
+    """``value`` with the folders of every absolute path in it left out: a reason why a route failed may name files of
+    this machine, and a file goes to others."""
+    if isinstance(value, str):
+        return _PATH.sub(r".../\1", value)
+    if isinstance(value, Mapping):
+        return {key: _without_places(item) for key, item in value.items()}
+    return [_without_places(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _key(kind: str, index: int, count: int) -> str:

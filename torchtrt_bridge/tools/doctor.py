@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import platform
@@ -174,9 +174,15 @@ def _installed() -> dict[str, str]:
         name = distribution.metadata["Name"]
         if name:  # what comes first on the path is what is imported
             versions.setdefault(re.sub(r"[-_.]+", "_", name).lower(), distribution.version)
-    if "torch2trt" not in versions and importlib.util.find_spec("torch2trt") is not None:
+    if "torch2trt" not in versions and _is_there("torch2trt"):
         versions["torch2trt"] = "?"
     return versions
+
+
+def _is_there(module: str) -> bool:
+    """Whether the path has it. What this process imported under that name says nothing: Torch-TensorRT puts TensorRT
+    for RTX there."""
+    return importlib.machinery.PathFinder.find_spec(module) is not None
 
 
 def _questions(versions: Mapping[str, str]) -> dict[str, Question]:
@@ -184,7 +190,7 @@ def _questions(versions: Mapping[str, str]) -> dict[str, Question]:
     return {
         **({"torch": Question(TORCH)} if "torch" in versions else {}),
         **({"driver": Question(DRIVER)} if "nvidia_ml_py" in versions else {}),
-        **{name: Question(TENSORRT, name) for name in _FLAVOURS if importlib.util.find_spec(name) is not None},
+        **{name: Question(TENSORRT, name) for name in _FLAVOURS if _is_there(name)},
         **{name: Question(IMPORT, name) for name in modules},
     }
 
@@ -237,7 +243,7 @@ def _driver(driver: Mapping[str, Any], facts: Facts) -> str:
     kernel = _kernel_driver()
     if kernel is not None:
         return f"{kernel} (nvidia-ml-py would say more)"
-    return "none"
+    return "there; nvidia-ml-py would say which" if facts.torch_sees_gpu else "none"
 
 
 def _kernel_driver() -> str | None:
