@@ -13,6 +13,7 @@ import pytest
 import torch
 from comparing import assert_same, nothing_changes
 from parts import Alone, Branch, Halves, MixtureOfExperts, Twisted
+from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends import onnx as onnx_route
@@ -177,6 +178,29 @@ def test_control_flow_goes_to_pytorch(tmp_path):
             assert_same(loaded(x), model(x))
 
 
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+
+    def forward(self, x, memory):
+        h = torch.ops.bridge_tests.twist(torch.relu(self.body(x)) + memory)
+        memory.mul_(0.5).add_(h)
+        return self.body(h)
+
+
+def test_inputs_that_the_model_writes_to_are_written_to():
+    model, x = Writing().eval(), torch.randn(3, 8)
+    fast = ttb.compile(model, (x, torch.zeros(3, 8)), device="cpu", backend="onnx")
+    mine, expected = torch.ones(3, 8), torch.ones(3, 8)
+    for _ in range(3):
+        x = torch.randn(3, 8)
+        with torch.no_grad():
+            assert_same(fast(x, mine), model(x, expected))
+        assert_same(mine, expected)
+    assert len(fast.report.hybrid["segments"]) == 3
+
+
 # -- sizes that depend on the data -------------------------------------------------------------------------------------
 
 
@@ -222,6 +246,9 @@ def test_plans_are_built_for_a_gpu_elsewhere(model, experts, tmp_path):
 
 
 def test_a_module_of_several_segments_has_no_one_plan(fast, tmp_path):
+    assert "segments: 2 by onnxruntime, 1 by torch" in repr(fast)
+    with pytest.raises(ttb.errors.EngineMismatch, match="3 segments.*no ONNX model"):
+        fast.save_onnx(tmp_path / "model.onnx")
     with pytest.raises(ttb.errors.EngineMismatch, match="3 segments"):
         fast.save_plan(tmp_path / "plan")
 

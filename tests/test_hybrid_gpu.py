@@ -13,6 +13,8 @@ from comparing import assert_same
 from parts import Branch, Halves, MixtureOfExperts, Twisted
 
 import torchtrt_bridge as ttb
+from torchtrt_bridge.errors import VerificationFailed
+from torchtrt_bridge.verify import TF32
 
 pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).parent
@@ -31,7 +33,7 @@ def twisted():
 
 @pytest.fixture(scope="module")
 def fast(twisted):
-    return ttb.compile(twisted, torch.randn(3, 8, device="cuda"), dynamic_batch=(1, 3, 64))
+    return ttb.compile(twisted, torch.randn(3, 8, device="cuda"), dynamic_batch=(1, 3, 64), verify=TF32)
 
 
 def same(actual, expected, **limits):
@@ -111,7 +113,7 @@ def test_in_a_lower_precision(twisted):
 
 def test_expressions_cross_the_cuts():
     model = make(Halves)
-    fast = ttb.compile(model, torch.randn(3, 8, device="cuda"), dynamic_batch=(1, 3, 7))
+    fast = ttb.compile(model, torch.randn(3, 8, device="cuda"), dynamic_batch=(1, 3, 7), verify=TF32)
     for rows in (1, 4, 7):
         x = torch.randn(rows, 8, device="cuda")
         same(fast(x), model(x))
@@ -119,7 +121,7 @@ def test_expressions_cross_the_cuts():
 
 def test_control_flow():
     model = make(Branch)
-    fast = ttb.compile(model, torch.randn(3, 8, device="cuda"))
+    fast = ttb.compile(model, torch.randn(3, 8, device="cuda"), verify=TF32)
     for x in (torch.ones(3, 8, device="cuda"), -torch.ones(3, 8, device="cuda")):
         same(fast(x), model(x))
 
@@ -149,7 +151,8 @@ print("right", fast.report.runtime)
 
 
 def test_a_mixture_of_experts_reloads_in_a_fresh_process(experts, tmp_path):
-    fast = ttb.compile(experts, torch.randn(2, 32, 64, device="cuda"), dynamic_batch=(1, 2, 4), hybrid=True)
+    x = torch.randn(2, 32, 64, device="cuda")
+    fast = ttb.compile(experts, x, dynamic_batch=(1, 2, 4), hybrid=True, verify=TF32)
     hybrid = fast.report.hybrid
     assert hybrid["outside"] / hybrid["operations"] < 0.2, fast.report
     one = torch.randn(1, 1, 64, device="cuda").expand(2, 32, 64)  # most experts get nothing
@@ -194,16 +197,29 @@ def test_pytorch_alone_runs_on_the_gpu():
     assert fast.device.type == "cuda"
 
 
+def rounds_to_tf32():
+    """Whether this TensorRT computes fp32 in TF32, whatever is asked (RTX 1.4 does)."""
+    layer, x = torch.nn.Linear(512, 512).eval().cuda(), torch.randn(64, 512, device="cuda")
+    fast = ttb.compile(layer, x, verify=False)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    return bool((fast(x).double() - expected).norm() / expected.norm() > 1e-4)
+
+
 def test_a_detector_reloads_in_a_fresh_process(tmp_path):
     pytest.importorskip("torchvision")
     from detection import detector
 
     model = detector(9).cuda()
     images = [torch.rand(3, 320, 320, device="cuda")]
-    fast = ttb.compile(model, (images,))
+    try:
+        fast = ttb.compile(model, (images,))
+    except VerificationFailed:
+        if rounds_to_tf32():
+            pytest.skip("this TensorRT rounds fp32 to TF32, and near ties fall out otherwise")
+        raise
     hybrid = fast.report.hybrid
     assert hybrid["outside"] / hybrid["operations"] < 0.2, fast.report
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         (expected,) = model(images)
     (found,) = fast(images)
     assert len(expected["scores"]) > 20

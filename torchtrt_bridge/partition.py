@@ -26,8 +26,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 SMALLEST = 3
 """Fewest operators of a TensorRT piece without a matrix product or convolution; smaller ones stay in PyTorch, and so
 do those without one whose sizes depend on the data, whatever their number: an engine is set to new sizes in each call.
-What TensorRT must win back is the crossing: ``benchmarks/segments.py`` measures it, and ``docs/hybrid.md`` has the
-numbers."""
+What TensorRT must win back is the crossing, which ``benchmarks/segments.py`` measures."""
 
 Kind = frozenset[str] | None
 """None: PyTorch. Else TensorRT, and the symbols of the sizes in it that depend on the data."""

@@ -29,6 +29,10 @@ _INLINE = 2**31 - 2**20  # ONNX's limit for one file, less what the graph itself
 
 def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     """See :meth:`TRTModule.save_onnx`."""
+    if artifact.results:
+        raise EngineMismatch(
+            f"This module is {len(artifact.segments)} segments, some of which PyTorch runs: no ONNX model computes it."
+        )
     segment = artifact.segments[0]
     if segment.runtime == "onnxruntime":
         assert segment.engine is not None

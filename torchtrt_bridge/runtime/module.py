@@ -409,6 +409,9 @@ class TRTModule(OneEngine):
         facts += [("input", repr(spec)) for spec in artifact.signature.inputs]
         facts += [("result", repr(spec)) for spec in artifact.signature.outputs]
         facts += [("dim", f"{n}: {d.min} to {d.max}, tuned for {d.opt}") for n, d in artifact.signature.dims.items()]
+        if artifact.results:
+            runtimes = [segment.runtime for segment in artifact.segments]
+            facts.append(("segments", ", ".join(f"{runtimes.count(r)} by {r}" for r in dict.fromkeys(runtimes))))
         if runtime == "tensorrt":
             facts.append(("engine", f"{size:.1f} MiB, {made.get('flavour')} {made.get('tensorrt')}"))
             facts.append(("built for", f"{made.get('target')}{', ' + made['gpu'] if made.get('gpu') else ''}"))
@@ -576,8 +579,7 @@ class TRTModule(OneEngine):
             from .program import restore, run_callable
 
             assert segment.program is not None
-            run = run_callable(restore(segment.program))
-            return run if self._device.type == "cpu" else run.to(self._device)
+            return run_callable(restore(segment.program)).to(self._device)
         assert segment.engine is not None
         if segment.runtime == "onnxruntime":
             from .cpu import OnnxExecution
