@@ -108,9 +108,20 @@ def fill_a_buffer(x):
     return x + y
 
 
+@torch.library.custom_op("bridge_tests_torch2trt::mixed", mutates_args=())
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x) * x.flip(-1)  # one converted function, and one result that would be a constant
+
+
+@mixed.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
 @pytest.mark.parametrize(
     ("function", "operator"),
     [
+        (lambda x: torch.ops.bridge_tests_torch2trt.mixed(x), "bridge_tests_torch2trt.mixed"),
         (lambda x: F.hardshrink(x), "aten.hardshrink"),
         (lambda x: F.hardshrink(x) + 1, "aten.hardshrink"),  # a constant to whoever does not look where it is from
         (lambda x: F.relu(F.logsigmoid(x).abs()), "aten.log_sigmoid_forward"),

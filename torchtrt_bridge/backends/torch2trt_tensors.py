@@ -58,6 +58,7 @@ class Tensors(TorchDispatchMode):
         self._storages: dict[int, tuple[str, Any]] = {}  # written to with what depends on the inputs -> (operator, it)
         self._calls: list[object] = []
         self._fresh: list[tuple[torch.Tensor, Any]] = []  # what the converter that is running has given so far
+        self.in_operator = False
         self.missed: UnsupportedLayer | None = None
         self.failed_in: str | None = None
 
@@ -164,7 +165,12 @@ class Tensors(TorchDispatchMode):
         if depends and short in _READS:
             raise self._read(name)
         written = list(_written(func, args, kwargs))
-        result = func(*args, **kwargs)
+        # an operator of the user's own may be written in torch's functions: watched is it, not what it calls
+        self.in_operator = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.in_operator = False
         if not depends or (short in _BY_SHAPE and not self._dynamic):
             return result
         lacking = [origin for origin in map(self._unconverted, depends) if origin is not None]

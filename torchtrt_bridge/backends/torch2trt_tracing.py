@@ -156,7 +156,8 @@ def _patched(library: Library, context: Any, tensors: Tensors) -> Iterator[None]
         traced = tensors.during(attach(ctx, method, converter, name))
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return traced(*args, **kwargs) if threading.get_ident() == owner else method(*args, **kwargs)
+            ours = threading.get_ident() == owner and not tensors.in_operator
+            return traced(*args, **kwargs) if ours else method(*args, **kwargs)
 
         return call
 

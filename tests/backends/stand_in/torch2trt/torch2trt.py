@@ -154,8 +154,9 @@ def convert_mul(ctx):
 @tensorrt_converter("torch.nn.functional.conv2d")
 def convert_conv(ctx):
     x, weight, bias = ctx.method_args[:3]
+    kernel, bias = (value.detach().cpu().numpy() for value in (weight, bias))
     layer = ctx.network.add_convolution(
-        trt_tensor(ctx, x), weight.shape[0], tuple(weight.shape[2:]), weight.detach().numpy(), bias.detach().numpy()
+        trt_tensor(ctx, x), weight.shape[0], tuple(weight.shape[2:]), kernel, bias
     )
     ctx.method_return._trt = layer.get_output(0)
 
