@@ -296,6 +296,18 @@ def test_refusals_where_torchs_own_form_of_an_operator_writes_in_place():
     assert "diagonal_scatter" in refused and "linear" not in refused
 
 
+@pytest.mark.parametrize("draw", [torch.randperm, torch.rand, torch.randn])
+def test_random_numbers_are_not_made_a_constant(draw):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + draw(x.shape[-1])
+
+    with pytest.raises(UnsupportedLayer, match="torch_tensorrt draws the numbers of aten.rand[a-z]*.default once"):
+        plan_of(Noisy(), torch.randn(4, 4))
+    program = capture(Noisy().eval(), torch.randn(4, 4)).program
+    assert len(route.TorchTensorRTBackend().refusals(program, ELSEWHERE)) == 1
+
+
 def test_refusals_of_dtypes_that_tensorrt_lacks():
     captured = capture(Wrapped(lambda x: (x.double() * 3).float()).eval(), torch.randn(4, 4))
     refused = route.TorchTensorRTBackend().refusals(captured.program, ELSEWHERE)

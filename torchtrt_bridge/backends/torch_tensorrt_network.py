@@ -191,6 +191,8 @@ def _refusal(node: Node, types: bool = True) -> str | None:
     if node.op not in ("call_function", "call_method", "call_module") or node.target is operator.getitem:
         return None
     name = operator_name(node)
+    if _is_random(node) and not any(isinstance(n.meta.get("val"), torch.Tensor) for n in node.all_input_nodes):
+        return f"torch_tensorrt draws the numbers of {name} once, while it converts"
     converter = DYNAMO_CONVERTERS.get(node)
     if converter is not None and _IS_RTX and "needs_not_tensorrt_rtx" in getattr(converter[0], "__qualname__", ""):
         return f"torch_tensorrt has no converter for {name} to TensorRT for RTX"
@@ -209,9 +211,13 @@ def _varying(graph: GraphModule) -> dict[Node, bool]:
     """Whether each node depends on an input, or on chance."""
     varies: dict[Node, bool] = {}
     for node in graph.graph.nodes:
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        varies[node] = node.op == "placeholder" or random or any(varies[n] for n in node.all_input_nodes)
+        changes = node.op == "placeholder" or _is_random(node)
+        varies[node] = changes or any(varies[n] for n in node.all_input_nodes)
     return varies
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _origin(node: Node) -> str | None:

@@ -81,7 +81,10 @@ def ask(
             if _process is None or _process.key != key or not _process.is_alive():
                 close()
                 progress("starting Torch-TensorRT", 0.0)
-                _process = Process(key, _environment(bound, device))
+                try:
+                    _process = Process(key, _environment(bound, device))
+                except OSError as error:
+                    raise BuildFailed(f"The process for Torch-TensorRT could not be started: {error}.") from error
             try:
                 answer = _process.ask(folder, progress)
             except _Ended as error:
