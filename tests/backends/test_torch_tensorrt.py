@@ -296,6 +296,23 @@ def test_refusals_where_torchs_own_form_of_an_operator_writes_in_place():
     assert "diagonal_scatter" in refused and "linear" not in refused
 
 
+class Cross(nn.Module):
+    """Queries and keys of different number, and torch's causal mask, which begins at the first of both."""
+
+    def forward(self, q, k):
+        return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
+
+
+def test_a_causal_mask_of_two_lengths_is_spelled_out():
+    cross = plan_of(Cross(), (torch.randn(2, 2, 3, 8), torch.randn(2, 2, 5, 8)))
+    alike = plan_of(Cross(), (torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)))
+    assert cross.layers["attention_input"] == alike.layers["attention_input"] == 1
+    assert cross.types["BOOL"] == 1 and "BOOL" not in alike.types
+    lengths = {"q": {2: ttb.Dim(1, 3, 4, name="queries")}, "k": {2: ttb.Dim(1, 5, 6, name="keys")}}
+    with pytest.raises(UnsupportedLayer, match="puts the causal mask of aten.scaled_dot_product_attention.default"):
+        plan_of(Cross(), (torch.randn(2, 2, 3, 8), torch.randn(2, 2, 5, 8)), dynamic_shapes=lengths)
+
+
 @pytest.mark.parametrize("draw", [torch.randperm, torch.rand, torch.randn])
 def test_random_numbers_are_not_made_a_constant(draw):
     class Noisy(nn.Module):

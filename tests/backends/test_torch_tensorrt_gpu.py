@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
-from test_torch_tensorrt import Forms
+from test_torch_tensorrt import Cross, Forms
 from torch import nn
 
 import torchtrt_bridge as ttb
@@ -146,6 +146,17 @@ def test_attention_heeds_a_mask_that_is_not_causal(precision, kind):
     others = [arguments(batch) for batch in (1, 3, 4)]
     shapes = {"x": {0: ttb.Dim(1, 2, 4)}}
     check(Block().eval().cuda(), arguments(2), others, precision, dynamic_shapes=shapes)
+
+
+@pytest.mark.parametrize("queries", [3, 5, 7])
+def test_a_causal_mask_begins_where_torchs_does(queries):
+    def arguments():
+        return randn(2, 2, queries, 8), randn(2, 2, 5, 8)
+
+    try:
+        check(Cross().eval().cuda(), arguments(), [arguments()], "fp16")
+    except ttb.errors.UnsupportedLayer as error:
+        pytest.skip(f"Torch-TensorRT 2.11 takes no attention of two lengths: {error}")
 
 
 def test_every_kind_of_result_comes_back_in_its_dtype():

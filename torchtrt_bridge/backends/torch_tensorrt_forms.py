@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch_tensorrt.dynamo._settings import CompilationSettings
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS
 
@@ -61,22 +61,55 @@ def admit_dynamic_shapes() -> None:
             DYNAMO_ATEN_CONVERTERS[target] = [dataclasses.replace(s, supports_dynamic_shapes=True) for s in supports]
 
 
-def give_masks_every_dimension(program: ExportedProgram) -> None:
-    """An attention's mask of as many dimensions as its query: Torch-TensorRT 2.11 does not broadcast it. Changes
-    ``program``. (No form in the table: torch would decompose what such a form leaves alone.)"""
+def spell_masks_out(program: ExportedProgram) -> None:
+    """Give attentions masks that Torch-TensorRT takes for what they are. Changes ``program``. (A form in the table would
+    not do: torch decomposes what such a form leaves alone.)
+
+    A causal mask begins at the first query and key in torch, and ends at the last ones in Torch-TensorRT 2.14: where
+    they differ in number, it becomes an ordinary mask. And 2.11 takes masks of every dimension only.
+    """
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
-        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-        if not isinstance(mask, Node):
-            continue
-        wide = mask
-        for _ in range(node.args[0].meta["val"].ndim - mask.meta["val"].ndim):
-            with program.graph.inserting_before(node):
-                widened = program.graph.call_function(aten.unsqueeze.default, (wide, 0))
-            widened.meta = {**node.meta, "val": wide.meta["val"].unsqueeze(0)}
-            wide = widened
-        if wide is not mask:
-            node.args = tuple(wide if argument is mask else argument for argument in node.args)
-            node.kwargs = {name: wide if value is mask else value for name, value in node.kwargs.items()}
+        query, mask = node.args[0], _argument(node, 3, "attn_mask")
+        with program.graph.inserting_before(node):
+            if mask is None and causal_of_two_lengths(node) and all(isinstance(n, int) for n in _lengths(node)):
+                mask = _lower_triangle(program.graph, node)
+            if not isinstance(mask, Node):
+                continue
+            for _ in range(query.meta["val"].ndim - mask.meta["val"].ndim):
+                mask = _call(program.graph, node, mask.meta["val"].unsqueeze(0), aten.unsqueeze.default, mask, 0)
+        dropout = _argument(node, 4, "dropout_p")
+        rest = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
+        node.args, node.kwargs = (*node.args[:3], mask, dropout or 0.0, False), rest
+
+
+def causal_of_two_lengths(node: Node) -> bool:
+    """Whether ``node`` is an attention with a causal mask whose queries and keys may differ in number."""
+    if node.target is not aten.scaled_dot_product_attention.default or not _argument(node, 5, "is_causal"):
+        return False
+    queries, keys = _lengths(node)
+    return str(queries) != str(keys)
+
+
+def _lengths(node: Node) -> tuple[Any, Any]:
+    return node.args[0].meta["val"].shape[-2], node.args[1].meta["val"].shape[-2]  # type: ignore[union-attr]
+
+
+def _argument(node: Node, index: int, name: str) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
+
+
+def _lower_triangle(graph: Graph, node: Node) -> Node:
+    with node.meta["val"].fake_mode:
+        value = torch.ones(*_lengths(node), dtype=torch.bool)
+    options = {"dtype": torch.bool, "device": torch.device("cpu")}
+    ones = _call(graph, node, value, aten.ones.default, list(_lengths(node)), **options)
+    return _call(graph, node, value, aten.tril.default, ones)
+
+
+def _call(graph: Graph, near: Node, value: Any, target: Any, *args: Any, **kwargs: Any) -> Node:
+    made = graph.call_function(target, args, kwargs)
+    made.meta = {**near.meta, "val": value}
+    return made
 
 
 def _or(usual: Callable[..., Any] | None, special: Callable[..., Any]) -> Callable[..., Any]:

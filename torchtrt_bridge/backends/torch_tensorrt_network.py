@@ -31,7 +31,7 @@ from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as passes
 from ..errors import ConversionFailed, UnsupportedLayer
 from ..trt.flavor import Flavor
 from ..trt.log import listening
-from .torch_tensorrt_forms import admit_dynamic_shapes, amend, give_masks_every_dimension
+from .torch_tensorrt_forms import admit_dynamic_shapes, amend, causal_of_two_lengths, spell_masks_out
 
 #: torch's dtypes that TensorRT has, by their names in both.
 _DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
@@ -47,7 +47,7 @@ def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModul
         ConversionFailed: a decomposition or a pass failed.
     """
     try:
-        give_masks_every_dimension(program)
+        spell_masks_out(program)
         program = pre_export_lowering(program, settings)
         try:
             decomposed = program.run_decompositions(_table(settings, every=True))
@@ -193,6 +193,8 @@ def _refusal(node: Node, types: bool = True) -> str | None:
     name = operator_name(node)
     if _is_random(node) and not any(isinstance(n.meta.get("val"), torch.Tensor) for n in node.all_input_nodes):
         return f"torch_tensorrt draws the numbers of {name} once, while it converts"
+    if causal_of_two_lengths(node):
+        return f"torch_tensorrt puts the causal mask of {name} elsewhere, where queries and keys differ in number"
     converter = DYNAMO_CONVERTERS.get(node)
     if converter is not None and _IS_RTX and "needs_not_tensorrt_rtx" in getattr(converter[0], "__qualname__", ""):
         return f"torch_tensorrt has no converter for {name} to TensorRT for RTX"
