@@ -62,8 +62,8 @@ def admit_dynamic_shapes() -> None:
 
 
 def spell_masks_out(program: ExportedProgram) -> None:
-    """Give attentions masks that Torch-TensorRT takes for what they are. Changes ``program``. (A form in the table would
-    not do: torch decomposes what such a form leaves alone.)
+    """Give attentions masks that Torch-TensorRT takes for what they are. Changes ``program``. (A form in the table
+    would not do: torch decomposes what such a form leaves alone.)
 
     A causal mask begins at the first query and key in torch, and ends at the last ones in Torch-TensorRT 2.14: where
     they differ in number, it becomes an ordinary mask. And 2.11 takes masks of every dimension only.
