@@ -324,9 +324,7 @@ class Finish:
 def _own_notes(options: Options, place: Place) -> list[str]:
     notes = []
     if not place.needs_plan and options.build != BuildOptions():
-        defaults = vars(BuildOptions())
-        given = [name for name, value in vars(options.build).items() if value != defaults[name]]
-        notes.append(f"TensorRT builds nothing on the CPU, so BuildOptions' {', '.join(given)} had no effect")
+        notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
     if place.target:
         notes.append("the engine was built for a GPU elsewhere and has not been run")
     elif options.verify is False:
