@@ -209,7 +209,7 @@ def test_a_detector_reloads_in_a_fresh_process(tmp_path):
     pytest.importorskip("torchvision")
     from detection import detector
 
-    model = detector(9).cuda()
+    model = detector(91).cuda()
     images = [torch.rand(3, 320, 320, device="cuda")]
     try:
         fast = ttb.compile(model, (images,))

@@ -31,7 +31,7 @@ from .errors import (
     StateMutated,
 )
 from .export_lock import export_lock
-from .exportable import allow_few_boxes, exportable_nms
+from .exportable import allow_few_boxes, exportable_detection
 from .purity import Purity
 from .signature import Signature, TensorSpec, describe_parameters
 from .specialization import Guards, explain_specialization
@@ -417,7 +417,7 @@ def _export(
     if not flat.kept:
         raise CaptureFailed("Every result of the model is an input, a parameter or a constant: nothing to compute.")
     try:
-        with warnings.catch_warnings(), exportable_nms():
+        with warnings.catch_warnings(), exportable_detection():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 flat, examples, dynamic_shapes={"tensors": dynamic.for_export()}, strict=False

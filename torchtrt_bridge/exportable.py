@@ -1,7 +1,10 @@
-"""torchvision's batched NMS in a form that torch.export captures, for as long as a capture takes.
+"""What torchvision's detectors do after their last layer, in forms that torch.export captures, for as long as a
+capture takes.
 
-Its own asks whether there are any boxes, and how many, to choose between two ways to the same result. Where the number
-depends on the data, torch.export cannot follow; the form here is the same computation without the question.
+The batched NMS asks whether there are any boxes, and how many, to choose between two ways to the same result; where the
+number depends on the data, torch.export cannot follow. SSD chooses boxes for one class after another, with a size that
+depends on the data each time: hundreds of small operators, of which none could be TensorRT's. The forms here are the
+same computations, without the question, and with one such size for all classes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,25 +23,59 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 
 @contextlib.contextmanager
-def exportable_nms() -> Iterator[None]:
-    """Within, ``torchvision.ops.boxes.batched_nms`` takes a number of boxes that depends on the data. For any other
-    call, of other threads too, it is what it was."""
-    home: Any = sys.modules.get("torchvision.ops.boxes")
-    own = getattr(home, "batched_nms", None)
-    if own is None:
-        yield
-        return
+def exportable_detection() -> Iterator[None]:
+    """Within, ``torchvision.ops.boxes.batched_nms`` takes a number of boxes that depends on the data, and SSD chooses
+    for all classes at once, where they are traced. For any other call, of other threads too, they are what they were.
+    """
+    boxes: Any = sys.modules.get("torchvision.ops.boxes")
+    ssd: Any = getattr(sys.modules.get("torchvision.models.detection.ssd"), "SSD", None)
+    own_nms = getattr(boxes, "batched_nms", None)
+    own_choice = getattr(ssd, "postprocess_detections", None)
 
     def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
         if isinstance(boxes, torch.Tensor) and isinstance(boxes.shape[0], torch.SymInt):
             return _batched_nms(boxes, scores, idxs, iou_threshold)
-        return own(boxes, scores, idxs, iou_threshold)
+        return own_nms(boxes, scores, idxs, iou_threshold)
 
-    home.batched_nms = batched_nms
+    def postprocess_detections(self: Any, head_outputs: Any, image_anchors: Any, image_shapes: Any) -> Any:
+        if type(head_outputs["cls_logits"]) is torch.Tensor:  # nobody traces this
+            return own_choice(self, head_outputs, image_anchors, image_shapes)
+        return _postprocess_detections(self, head_outputs, image_anchors, image_shapes)
+
+    if own_nms is not None:
+        boxes.batched_nms = batched_nms
+    if own_choice is not None:
+        ssd.postprocess_detections = postprocess_detections
     try:
         yield
     finally:
-        home.batched_nms = own
+        if own_nms is not None:
+            boxes.batched_nms = own_nms
+        if own_choice is not None:
+            ssd.postprocess_detections = own_choice
+
+
+def _postprocess_detections(
+    model: Any,
+    outputs: Mapping[str, torch.Tensor],
+    anchors: Sequence[torch.Tensor],
+    shapes: Sequence[tuple[int, int]],
+) -> list[dict[str, torch.Tensor]]:
+    """The detections of an SSD: of each class the best boxes above the threshold, less those that NMS suppresses."""
+    from torchvision.ops import boxes as box_ops
+
+    found = []
+    for offsets, logits, anchor, shape in zip(outputs["bbox_regression"], outputs["cls_logits"], anchors, shapes):
+        boxes = box_ops.clip_boxes_to_image(model.box_coder.decode_single(offsets, anchor), shape)
+        scores = torch.softmax(logits, -1)[:, 1:].T  # of the classes without the background, by class
+        scores = torch.where(scores > model.score_thresh, scores, -1.0)
+        best, which = scores.topk(min(model.topk_candidates, scores.shape[1]), dim=1)
+        labels = torch.arange(1, len(best) + 1, device=best.device)[:, None].expand_as(best)
+        above = torch.where(best.flatten() >= 0)[0]
+        boxes, best, labels = boxes[which.flatten()][above], best.flatten()[above], labels.flatten()[above]
+        kept = box_ops.batched_nms(boxes, best, labels, model.nms_thresh)[: model.detections_per_img]
+        found.append({"boxes": boxes[kept], "scores": best[kept], "labels": labels[kept]})
+    return found
 
 
 def _batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
