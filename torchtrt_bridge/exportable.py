@@ -29,8 +29,8 @@ def exportable_detection() -> Iterator[None]:
     """
     boxes: Any = sys.modules.get("torchvision.ops.boxes")
     ssd: Any = getattr(sys.modules.get("torchvision.models.detection.ssd"), "SSD", None)
-    own_nms = getattr(boxes, "batched_nms", None)
-    own_choice = getattr(ssd, "postprocess_detections", None)
+    own_nms: Any = getattr(boxes, "batched_nms", None)
+    own_choice: Any = getattr(ssd, "postprocess_detections", None)
 
     def batched_nms(boxes: Any, scores: Any, idxs: Any, iou_threshold: float) -> Any:
         if isinstance(boxes, torch.Tensor) and isinstance(boxes.shape[0], torch.SymInt):
