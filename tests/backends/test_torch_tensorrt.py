@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -275,6 +276,15 @@ def test_a_layer_that_tensorrt_refuses_is_named_with_its_words():
     with pytest.raises(ConversionFailed, match=r"cannot convert aten._softmax.default \(in decoder.1\)") as error:
         plan_of(model, torch.randn(4, 4))
     assert "at least 2 dimensions are required" in str(error.value)
+
+
+def test_a_result_of_another_shape_than_the_models_is_refused():
+    captured = capture(nn.Linear(3, 2).eval(), torch.randn(4, 3))
+    other = dataclasses.replace(captured.signature.outputs[0], shape=(4, 5))
+    signature = dataclasses.replace(captured.signature, outputs=(other,))
+    message = r"'output' is \[4, 2\] in TensorRT's network and \[4, 5\] in the model"
+    with pytest.raises(ConversionFailed, match=message):
+        route.build_plan(captured.program, signature, ttb.BuildOptions(), ELSEWHERE, lambda phase, fraction: None)
 
 
 def test_refusals_name_the_nodes_and_compute_nothing():

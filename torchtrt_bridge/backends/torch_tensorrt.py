@@ -19,7 +19,7 @@ from ..capture import CapturedModel
 from ..errors import UnsupportedLayer
 from ..options import BuildOptions
 from ..precision import Precision, cast_program
-from ..signature import Signature
+from ..signature import Signature, TensorSpec
 from .base import Artifact, Place, Segment, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .torch_tensorrt_foreign import foreign, without
@@ -154,13 +154,15 @@ def build_plan(
         "request": {k: v for k, v in plain.items() if k not in ("model", "initializers")},
         "settings": dict(build.torch_tensorrt),
         "capability": _capability(place),
-        "inputs": [
-            (spec.name, spec.dtype, [-1 if isinstance(size, str) else size for size in spec.shape])
-            for spec in signature.inputs
-        ],
-        "outputs": [(name, spec.dtype) for name, spec in zip(output_names(signature), signature.outputs)],
+        "inputs": [(spec.name, spec.dtype, _shape(spec)) for spec in signature.inputs],
+        "outputs": [(n, spec.dtype, _shape(spec)) for n, spec in zip(output_names(signature), signature.outputs)],
     }
     return ask(job, stored, bound, device=_gpu(place), tf32=build.tf32, progress=progress, read=_read)
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    """-1 for a size that is not fixed, as TensorRT has it."""
+    return [-1 if isinstance(size, str) else size for size in spec.shape]
 
 
 def _read(folder: pathlib.Path, answer: Mapping[str, Any]) -> Built:

@@ -70,7 +70,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
     """The network of a lowered graph, with the inputs and results that the Signature names.
 
     Args:
-        inputs, outputs: ``(name, dtype, shape)`` in order; -1 in an input's shape is a dynamic size.
+        inputs, outputs: ``(name, dtype, shape)`` in order; -1 in a shape is a dynamic size.
 
     Attributes:
         network: TensorRT's ``INetworkDefinition``; its weights are those of the graph and of this object, which must
@@ -84,7 +84,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
         graph: GraphModule,
         settings: CompilationSettings,
         inputs: Sequence[tuple[str, str, Sequence[int]]],
-        outputs: Sequence[tuple[str, str]],
+        outputs: Sequence[tuple[str, str, Sequence[int]]],
     ):
         DYNAMO_CONVERTERS.set_compilation_settings(settings)
         _refuse_unsupported(graph)
@@ -123,7 +123,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
         """Each result under its name and in its dtype, also one that is an input, a constant or another result."""
         taken = {self.ctx.net.get_input(i).name for i in range(self.ctx.net.num_inputs)}
         results = args[0] if isinstance(args[0], (tuple, list)) else (args[0],)
-        for value, (name, dtype) in zip(results, self._wanted, strict=True):
+        for value, (name, dtype, shape) in zip(results, self._wanted, strict=True):
             made = isinstance(value, self._trt.ITensor)
             tensor = value if made else get_trt_tensor(self.ctx, value, f"{name}_constant")
             wanted = getattr(self._trt, dtype)
@@ -131,6 +131,7 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
                 tensor = self._layer(self.ctx.net.add_cast(tensor, wanted), f"cast_{name}")
             elif tensor.is_network_input or tensor.name in taken:
                 tensor = self._layer(self.ctx.net.add_identity(tensor), f"copy_{name}")
+            _check_shape(name, tuple(tensor.shape), shape)
             tensor.name = name
             taken.add(name)
             self.ctx.net.mark_output(tensor)
@@ -139,6 +140,12 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
     def _layer(self, layer: Any, name: str) -> Any:
         layer.name = name
         return layer.get_output(0)
+
+
+def _check_shape(name: str, made: Sequence[int], wanted: Sequence[int]) -> None:
+    """A converter that makes another shape than torch does computes something else."""
+    if len(made) != len(wanted) or any(a != b for a, b in zip(made, wanted) if a >= 0 and b >= 0):
+        raise ValueError(f"the result {name!r} is {list(made)} in TensorRT's network and {list(wanted)} in the model")
 
 
 def refusals(program: ExportedProgram, settings: CompilationSettings) -> dict[str, str]:
