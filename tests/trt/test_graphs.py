@@ -111,6 +111,7 @@ class SimulatedEngine:
 
     def __init__(self, driver, **kinds):
         self.driver, self.kinds, self.contexts = driver, kinds, 0
+        self.copied = set()
         self.inputs = [Binding("a", torch.float32, (-1, WIDTH), False), Binding("b", torch.float32, (-1, WIDTH), False)]
         self.outputs = [Binding("y", torch.float32, (-1, WIDTH), False)]
 
@@ -220,7 +221,7 @@ def test_an_input_at_other_addresses_is_copied_from_then_on_and_only_that_one(dr
     for a in cases:
         right(call(a, b), a, b)
     assert driver.captures == 2
-    graph = run._slots[0]._graphs._current
+    graph = run._slots[0]._graphs.current
     assert list(graph._own) == [0]
     for poisoned in cases[:5]:  # freed memory of the caller's, as it were: nobody reads it
         poisoned.fill_(float("nan"))
@@ -243,7 +244,7 @@ def test_addresses_that_come_again_have_their_copies_in_the_graph(driver, monkey
         if kept is not None:
             right(*kept)
         kept = (result, a, b)
-    graph = run._slots[0]._graphs._current
+    graph = run._slots[0]._graphs.current
     assert driver.captures == 2 and len(graph._executables) == 6
 
 
@@ -290,8 +291,8 @@ def test_a_graph_has_a_context_of_its_own_which_nothing_changes(driver):
     one, three = tensors(1), tensors(3)
     for _ in range(3):
         right(call(*three), *three)
-    before = dict(run._slots[0]._graphs._current.context.trt.addresses)
-    graph = run._slots[0]._graphs._current
+    before = dict(run._slots[0]._graphs.current.context.trt.addresses)
+    graph = run._slots[0]._graphs.current
     for _ in range(3):
         right(call(*one), *one)
     right(call(*three), *three)

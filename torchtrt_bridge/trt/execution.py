@@ -237,14 +237,23 @@ class _Slot:
         if self.captured and not capturing():
             raise _BelongsToAGraph
         self.used = time.monotonic()
+        graphs = self._graphs
         known = self._known
         try:
+            if graphs is not None and graphs.current is not None and not capturing():
+                results = graphs.current.quick(tensors, stream)
+                if results is not None:
+                    return results
             fits = len(tensors) == len(known)
             for tensor, (shape, dtype) in zip(tensors, known):
                 if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != self._device:
                     fits = False
         except AttributeError:  # no tensor at all, which the check says better
             fits = False
+        except GraphFailed as error:
+            self._graphs = None
+            self._wanted.refuse(str(error))
+            fits = True
         if not fits:
             self._known = []
             empty = self._check(tensors)

@@ -48,13 +48,13 @@ class Graphs:
         self._kept: collections.OrderedDict[tuple[torch.Size, ...], Graph] = collections.OrderedDict()
         self._calls: collections.OrderedDict[tuple[torch.Size, ...], int] = collections.OrderedDict()
         self._shapes: tuple[torch.Size, ...] = ()
-        self._current: Graph | None = None
+        self.current: Graph | None = None
 
     def turn_to(self, tensors: Sequence[torch.Tensor]) -> None:
         """Serve these inputs' shapes from now on."""
         self._shapes = tuple([tensor.shape for tensor in tensors])
-        self._current = self._kept.get(self._shapes)
-        if self._current is not None:
+        self.current = self._kept.get(self._shapes)
+        if self.current is not None:
             self._kept.move_to_end(self._shapes)
 
     def run(
@@ -67,7 +67,7 @@ class Graphs:
         """
         if capturing():  # the caller is capturing this call; what is launched then belongs to the caller's graph
             return None
-        graph = self._current
+        graph = self.current
         if graph is not None:
             return graph(tensors, stream)
         if not self._is_time():
@@ -79,7 +79,7 @@ class Graphs:
         kernels = self._plain.kernels()
         graph = Graph(self._engine, self._inputs, self._outputs, tensors, kernels, scratch)
         results = graph.capture(tensors, stream)
-        self._current = self._kept[self._shapes] = graph
+        self.current = self._kept[self._shapes] = graph
         return results
 
     def contexts(self) -> list[Context]:
@@ -122,6 +122,7 @@ class Graph:
         self._graph: int | None = None
         self._base: int | None = None
         self._executables: collections.OrderedDict[tuple[int, ...], int] = collections.OrderedDict()
+        self._seen: collections.OrderedDict[tuple[int, ...], None] = collections.OrderedDict()
         self._device, self._copied = engine.device, engine.copied
         self._new = allocator(engine.device)
         self._several = torch.cuda.device_count() > 1
@@ -149,8 +150,34 @@ class Graph:
         self._layouts = [(tuple(result.shape), result.stride(), result.dtype) for result in self._results]
         self._own: dict[int, torch.Tensor] = {}
         self._addresses: dict[int, int] = {}
-        self._seen: collections.OrderedDict[tuple[int, ...], None] = collections.OrderedDict()
+        used = set(self._indices)
+        self._expected = [(t.shape, t.dtype, index in used) for index, t in enumerate(tensors)]
         self._credit = float(2 * _EXECUTABLES)
+
+    def quick(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor] | None:
+        """The results for contiguous inputs of this graph's shapes; None, and nothing done, for others. This is what
+        most calls come to: everything is looked at once."""
+        if self._several or len(tensors) != len(self._expected):
+            return None
+        device, addresses = self._device, []
+        for tensor, (shape, dtype, used) in zip(tensors, self._expected):
+            if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device:
+                return None
+            if used:
+                if not tensor.is_contiguous():
+                    return None
+                addresses.append(tensor.data_ptr())
+        results = [self._new(*layout) for layout in self._layouts]
+        for result in results:
+            addresses.append(result.data_ptr())
+        key = tuple(addresses)
+        executable = self._executables.get(key)
+        if executable is None:
+            return self._with_other_addresses(tensors, results, key, stream)
+        code = self._start(executable, stream)
+        if code:
+            raise self._not_launched(code)
+        return results
 
     def __call__(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The results, in tensors of the caller's own, enqueued on the device's current stream ``stream``."""
