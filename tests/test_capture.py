@@ -27,6 +27,7 @@ from torchtrt_bridge.errors import (
     FixedArgumentChanged,
     InvalidInput,
     ModelInTraining,
+    NotTrainable,
     PythonSideEffect,
     StateMutated,
 )
@@ -189,9 +190,12 @@ def test_inputs_that_require_grad_are_captured_without_it():
     model = Model(lambda self, x: self.linear(x))
     x = X.clone().requires_grad_()
     fast = ttb.compile(model, x)
-    result = fast(x)
+    with torch.no_grad():
+        result = fast(x)
     assert not result.requires_grad and x.requires_grad and x.grad is None
     assert_same(result, model(x).detach())
+    with pytest.raises(NotTrainable):
+        fast(x).sum().backward()
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

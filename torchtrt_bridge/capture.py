@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .dynamic import DynamicShapes, resize
 from .errors import (
@@ -417,7 +418,9 @@ def _export(
     if not flat.kept:
         raise CaptureFailed("Every result of the model is an input, a parameter or a constant: nothing to compute.")
     try:
-        with warnings.catch_warnings(), exportable_detection():
+        # which kernel eager's attention would take is not the graph's matter; one on GPUs pads masks to multiples of
+        # eight, and so ties a dynamic length to them
+        with warnings.catch_warnings(), exportable_detection(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 flat, examples, dynamic_shapes={"tensors": dynamic.for_export()}, strict=False
