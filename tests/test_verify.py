@@ -204,3 +204,15 @@ def test_verifying_runs_the_module_and_not_a_copy_of_the_model(model, monkeypatc
     monkeypatch.setattr(runtime.module.TRTModule, "run_flat", watched)
     ttb.compile(model, torch.randn(3, 8), dynamic_batch=(1, 3, 6))
     assert calls == [[(3, 8)], [(1, 8)], [(6, 8)]]
+
+
+def test_a_model_in_16_bits_is_compared_by_what_they_hold():
+    captured = capture(nn.Linear(8, 4).half().eval(), torch.randn(3, 8).half())
+
+    def spoiled(factor):
+        return verify(captured, lambda tensors: [t * factor for t in captured.eager(tensors)], Precision("fp32"))
+
+    (row,) = spoiled(1.003)
+    assert row.passed and row.relative_l2 > 1e-3
+    with pytest.raises(VerificationFailed, match="allowed: relative L2 1e-02"):
+        spoiled(1.1)

@@ -17,9 +17,9 @@ from run import COLUMNS, FAULTS, counted, read
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "operators.md"
 _WHERE = {
-    "cuda": "on a GPU: each case compiled, run and compared with eager",
-    "cpu": "on the CPU: ONNX Runtime (fp32) or PyTorch (fp16) run what the ONNX route makes; TensorRT takes no part",
-    "build": "without a GPU: each case built into a plan, which was not run",
+    "cuda": "On a GPU: each case compiled, run and compared with eager",
+    "cpu": "On the CPU: ONNX Runtime (fp32) or PyTorch (fp16) run what the ONNX route makes; TensorRT takes no part",
+    "build": "Without a GPU: each case built into a plan, which was not run",
 }
 
 
@@ -52,7 +52,8 @@ dynamic case has one dim (of every input that shares its size) from 2, or the sa
 Not counted is what says nothing of a compiler: eager does not run it, the result is the input itself, torch.export does
 not capture it (with such dims).
 
-Two columns: *whole* is `hybrid=False`, all of it in TensorRT; *hybrid* lets PyTorch run what no route takes.
+Two columns: *whole* is `hybrid=False`, all of it in TensorRT; *hybrid* is `hybrid="allow_torch"`, which lets PyTorch run
+what no route takes, all of it if need be: an operator by itself leaves nothing else.
 
 {left_out}
 """
@@ -67,7 +68,7 @@ def section(where: str, records: Sequence[Mapping[str, Any]], on: str = "") -> s
     cases = [r for r in records if counted(r, "whole") not in ("no such case", "not counted")]
     names = {r["case"].split("/")[0] for r in cases}
     skipped = collections.Counter(r["whole"]["outcome"] for r in records)["not counted"]
-    head = f"\n## {where}\n\n{_WHERE.get(where, where).capitalize()}{'; ' + on if on else ''}. "
+    head = f"\n## {where}\n\n{_WHERE.get(where, where)}{'; ' + on if on else ''}. "
     head += f"{len(cases)} cases of {len(names)} operators; {skipped} not counted.\n"
     earlier = sum(bool(r.get("earlier")) for r in cases)
     if earlier:
