@@ -16,7 +16,7 @@ from typing import Any
 from torch.fx import Graph
 
 _FAMILIES = """
-    attention distance elementwise image indexing normalization ordering pooling reduction scan shape
+    attention distance elementwise image indexing normalization ordering pooling product reduction scan shape
 """.split()
 
 

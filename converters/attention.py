@@ -44,7 +44,8 @@ def scaled_dot_product_attention(
 
 
 def _not_of_four_dims(node: Node) -> bool:
-    return any(n.meta["val"].dim() != 4 for n in node.args[:3] if isinstance(n, Node))
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    return not dropout and any(n.meta["val"].dim() != 4 for n in node.args[:3] if isinstance(n, Node))
 
 
 DECOMPOSITIONS = {aten.scaled_dot_product_attention.default: scaled_dot_product_attention}

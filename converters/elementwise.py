@@ -127,15 +127,36 @@ def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
     x, y = _together(x, y)
     if x.dtype == torch.bool:
         return torch.logical_and(x, y)
-    bits = 8 if x.dtype == torch.uint8 else torch.iinfo(x.dtype).bits - 1
-    weights = _power_of_two(torch.arange(bits, device=x.device)).to(x.dtype)
-    odd = [
-        (torch.div(z.unsqueeze(-1), weights, rounding_mode="floor") % 2).to(x.dtype) for z in (x, y)
-    ]
-    both = (odd[0] * odd[1] * weights).sum(-1).to(x.dtype)
+    weights = _powers_of_two(x)
+    first, second = _bits(x, weights), _bits(y, weights)
+    both = first * second * weights
+    while both.shape[-1] > 1:  # in halves: ONNX Runtime's sum of int64 goes through floats
+        half = both.shape[-1] // 2
+        rest = both.narrow(-1, 2 * half, both.shape[-1] - 2 * half)
+        both = torch.cat([both.narrow(-1, 0, half) + both.narrow(-1, half, half), rest], -1)
+    both = both.squeeze(-1)
     if x.dtype == torch.uint8:
         return both
     return torch.where((x < 0) & (y < 0), both + torch.iinfo(x.dtype).min, both)
+
+
+def _bits(x: Tensor, weights: Tensor) -> Tensor:
+    """The bits below the sign, in a last axis. Only numbers from zero on are divided: runtimes round others as they
+    like; a negative number's bits are those of ``-1 - x`` the other way."""
+    negative = (x < 0).unsqueeze(-1)
+    quotient = torch.div(_from_zero(x).unsqueeze(-1), weights, rounding_mode="trunc")
+    bit = quotient - torch.div(quotient, 2, rounding_mode="trunc") * 2
+    return torch.where(negative, 1 - bit, bit)
+
+
+def _from_zero(x: Tensor) -> Tensor:
+    return torch.where(x < 0, -1 - x, x)
+
+
+def _powers_of_two(x: Tensor) -> Tensor:
+    """All that the dtype has, as a table: a runtime's exp2 is not exact."""
+    bits = 8 if x.dtype == torch.uint8 else torch.iinfo(x.dtype).bits - 1
+    return torch.cat([torch.full([1], 1 << bit, dtype=x.dtype, device=x.device) for bit in range(bits)])
 
 
 def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
@@ -180,11 +201,14 @@ def left_shift(x: Tensor, y: Tensor) -> Tensor:
 def right_shift(x: Tensor, y: Tensor) -> Tensor:
     """``x / 2**y``, rounded down, as the sign bit is copied."""
     x, y = _together(x, y)
-    return torch.div(x, _power_of_two(y), rounding_mode="floor")
+    quotient = torch.div(_from_zero(x), _power_of_two(y), rounding_mode="trunc")
+    return torch.where(x < 0, -1 - quotient, quotient)
 
 
 def _power_of_two(y: Tensor) -> Tensor:
-    return torch.exp2(y.to(torch.float32)).to(y.dtype)
+    table = _powers_of_two(y)
+    place = torch.clamp(torch.clamp(y, min=0), max=table.shape[0] - 1)
+    return table.index_select(0, place.reshape(-1).to(torch.int64)).reshape(y.shape)
 
 
 _ON_WHOLE_NUMBERS = {

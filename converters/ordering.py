@@ -116,7 +116,7 @@ def histc(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
     smallest to the largest element."""
     x = x.reshape(-1)
     if min == max:
-        low, high = x.amin(), x.amax()
+        low, high = x.amin(0), x.amax(0)
         alike = low == high
         low, high = torch.where(alike, low - 1, low), torch.where(alike, high + 1, high)
     else:

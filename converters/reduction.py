@@ -1,10 +1,12 @@
 """Reductions.
 
-Without these: torch.onnx's "Required parameter 'dim' is not provided" for aminmax of a whole tensor; TensorRT's
+Without these: torch.onnx's "Required parameter 'dim' is not provided" for amin, amax, aminmax of all; TensorRT's
 "Invalid Node" for the mean of a tensor of no dims.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +23,24 @@ def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tupl
     return torch.amin(x, dims, keepdim=keepdim), torch.amax(x, dims, keepdim=keepdim)
 
 
+def largest(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """``amax`` of some dims, or of all where none are given."""
+    for axis in sorted((axis % max(x.dim(), 1) for axis in dim), reverse=True) if dim else ():
+        x = torch.max(x, axis, keepdim)[0]
+    return x if dim else torch.max(x)
+
+
+def smallest(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """``amin`` of some dims, or of all where none are given."""
+    for axis in sorted((axis % max(x.dim(), 1) for axis in dim), reverse=True) if dim else ():
+        x = torch.min(x, axis, keepdim)[0]
+    return x if dim else torch.min(x)
+
+
+def _of_no_dims(node: Node) -> bool:
+    return not node.kwargs and not [argument for argument in node.args[1:] if argument != []]
+
+
 def of_one(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """The sum, mean or product of a single number."""
     return x.clone() if dtype is None or dtype == x.dtype else x.to(dtype)
@@ -32,5 +52,6 @@ def _of_one_float(node: Node) -> bool:
 
 
 _OF_ONE = dict.fromkeys((aten.mean.default, aten.sum.default, aten.prod.default), of_one)
-DECOMPOSITIONS = {aten.aminmax.default: aminmax, **_OF_ONE}
-ONLY_WHERE = dict.fromkeys(_OF_ONE, _of_one_float)
+_OF_ALL = {aten.amax.default: largest, aten.amin.default: smallest}
+DECOMPOSITIONS = {aten.aminmax.default: aminmax, **_OF_ALL, **_OF_ONE}
+ONLY_WHERE = {**dict.fromkeys(_OF_ALL, _of_no_dims), **dict.fromkeys(_OF_ONE, _of_one_float)}

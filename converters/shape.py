@@ -1,8 +1,7 @@
 """Shapes.
 
-Without these: TensorRT's parser does not take the SequenceConstruct that torch.onnx makes of lists; "No ONNX function
-found" for what torch makes of combinations (aten.nonzero_static); TensorRT's "Invalid Node" for einsum, and for
-matmul of a vector and a batch of matrices, and no EyeLike (diagonals) or Squeeze of a dynamic size.
+Without these: TensorRT's parser does not take the SequenceConstruct that torch.onnx makes of lists, nor EyeLike
+(diagonals) or Squeeze of a dynamic size; "No ONNX function found" for what torch makes of combinations.
 """
 
 from __future__ import annotations
@@ -87,40 +86,11 @@ def _dynamic(node: Node) -> bool:
     return any(not isinstance(size, int) for size in node.args[0].meta["val"].shape)  # type: ignore[union-attr]
 
 
-def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """The product of a vector and matrices, of matrices and a vector, of matrices."""
-    first, last = x.dim() == 1, y.dim() == 1
-    x, y = x.unsqueeze(0) if first else x, y.unsqueeze(-1) if last else y
-    lead = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    rows, columns = x.shape[-2], y.shape[-1]
-    x = x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
-    y = y.expand(*lead, *y.shape[-2:]).reshape(-1, *y.shape[-2:])
-    result = torch.bmm(x, y).reshape(*lead, rows, columns)
-    result = result.squeeze(-1) if last else result
-    return result.squeeze(-1 if last else -2) if first else result
-
-
-def _vector_and_matrices(node: Node) -> bool:
-    dims = sorted(n.meta["val"].dim() for n in node.args if isinstance(n, Node))
-    return len(dims) == 2 and dims[0] == 1 and dims[1] > 2
-
-
-def einsum(equation: str, operands: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
-    """By torch's own rule: permutations, diagonals and batched matrix products."""
-    return aten.einsum.default.decompose(equation, operands, path=path)
-
-
-def _more_than_a_product(node: Node) -> bool:
-    """Whether an equation has what TensorRT's einsum lacks: an ellipsis, a diagonal, other than two operands."""
-    terms = str(node.args[0]).replace(" ", "").split("->")[0].split(",")
-    return len(terms) != 2 or any("." in term or len(set(term)) < len(term) for term in terms)
-
-
 def combinations(x: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:
     """(n,) to (number of combinations, r), n fixed."""
     choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
     rows = list(choose(range(x.shape[0]), r))
-    places = torch.tensor([place for row in rows for place in row], dtype=torch.int64, device=x.device)
+    places = torch.cat([torch.full([1], place, device=x.device) for row in rows for place in row])
     return x.index_select(0, places).reshape(len(rows), r)
 
 
@@ -131,9 +101,7 @@ DECOMPOSITIONS = {
     aten.diag.default: diag,
     aten.diagonal.default: diagonal,
     aten.diagonal_copy.default: diagonal,
-    aten.einsum.default: einsum,
     aten.linalg_diagonal.default: linalg_diagonal,
-    aten.matmul.default: matmul,
     aten.squeeze.default: squeeze,
     aten.trace.default: trace,
     aten.hstack.default: hstack,
@@ -143,17 +111,10 @@ DECOMPOSITIONS = {
     aten.atleast_3d.Sequence: atleast_3d,
 }
 ONLY_WHERE = {
-    aten.einsum.default: _more_than_a_product,
-    aten.matmul.default: _vector_and_matrices,
-    **dict.fromkeys(
-        (
-            aten.diag.default,
-            aten.diagonal.default,
-            aten.diagonal_copy.default,
-            aten.linalg_diagonal.default,
-            aten.squeeze.default,
-            aten.trace.default,
-        ),
-        _dynamic,
-    ),
+    aten.diag.default: _dynamic,
+    aten.diagonal.default: _dynamic,
+    aten.diagonal_copy.default: _dynamic,
+    aten.linalg_diagonal.default: _dynamic,
+    aten.squeeze.default: _dynamic,
+    aten.trace.default: _dynamic,
 }

@@ -153,3 +153,35 @@ def test_embedding_bags(mode: str) -> None:
 def test_products_of_vectors_and_matrices(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     x, y = torch.randn(shapes[0]), torch.randn(shapes[1])
     torch.testing.assert_close(decompositions()[torch.ops.aten.matmul.default](x, y), x @ y)
+
+
+def test_bits_of_large_and_of_negative_numbers() -> None:
+    top = torch.iinfo(torch.int64)
+    x = torch.tensor([top.max, top.min, -1, -2, 0x0F0F0F0F0F0F, -0x123456789ABC, 5, 0])
+    y = torch.tensor([top.min, top.min, top.max, -7, -0x00FF00FF00FF, 0x7FFF, 3, -1])
+    shift = torch.tensor([0, 3, 62, 1, 33, 17, 2, 9])
+    table = decompositions()
+    for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
+        operator = getattr(torch.ops.aten, name).Tensor
+        assert torch.equal(table[operator](x, y), operator(x, y)), name
+    for name in ("bitwise_left_shift", "bitwise_right_shift"):
+        operator = getattr(torch.ops.aten, name).Tensor
+        assert torch.equal(table[operator](x, shift), operator(x, shift)), name
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("...ij,...jk->...ik", [(2, 1, 3, 4), (5, 4, 6)]),
+        ("...ik, ...j -> ij", [(1, 2, 3), (3,)]),
+        ("ii->i", [(4, 4)]),
+        ("bii,bj", [(2, 4, 4), (2, 3)]),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 5)]),
+        ("i...->...", [(3, 2, 4)]),
+        ("ij,kj,k->ik", [(2, 3), (4, 3), (4,)]),
+    ],
+)
+def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    tensors = [torch.randn(shape) for shape in shapes]
+    function = decompositions()[torch.ops.aten.einsum.default]
+    torch.testing.assert_close(function(equation, tensors), torch.einsum(equation, *tensors))

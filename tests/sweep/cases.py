@@ -128,10 +128,11 @@ def _sample(info: Any, dtype: torch.dtype, number: int, seed: int) -> Any:
 
 
 def _usable(sample: Any) -> bool:
-    """No empty tensors, no complex ones, one tensor at least that is no scalar."""
+    """No empty tensors, no complex ones, one tensor at least that is no scalar, no dropout."""
     tensors = _tensors(sample)
     return (
         bool(tensors)
+        and not sample.kwargs.get("dropout_p")
         and all(t.numel() and not t.is_complex() and t.layout == torch.strided for t in tensors)
         and any(t.dim() for t in tensors)
     )
@@ -192,13 +193,17 @@ class Operator(nn.Module):
         return self._info(first, *args, **kwargs)
 
 
-def dynamic_axes(inputs: Sequence[torch.Tensor]) -> Iterator[dict[int, int]]:
+SORTED = {"bucketize": 1, "searchsorted": 0}
+"""Which input of an operator has to be sorted; repeated, it would not be, so its size stays."""
+
+
+def dynamic_axes(inputs: Sequence[torch.Tensor], fixed: int | None = None) -> Iterator[dict[int, int]]:
     """Which axes to make dynamic: ``{number of the input: axis}``, all of one size; the likeliest choice first.
 
     Each axis of the first input, the first one first: of every input that has the same size there, counted from the
     front, counted from the end (as broadcasting does), and of the first input alone.
     """
-    sized = [i for i, t in enumerate(inputs) if t.dim()]
+    sized = [i for i, t in enumerate(inputs) if t.dim() and i != fixed]
     if not sized:
         return
     lead = sized[0]

@@ -52,8 +52,8 @@ dynamic case has one dim (of every input that shares its size) from 2, or the sa
 Not counted is what says nothing of a compiler: eager does not run it, the result is the input itself, torch.export does
 not capture it (with such dims).
 
-Two columns: *whole* is `hybrid=False`, all of it in TensorRT; *hybrid* is `hybrid="allow_torch"`, which lets PyTorch run
-what no route takes, all of it if need be: an operator by itself leaves nothing else.
+Two columns: *whole* is `hybrid=False`, all of it in TensorRT; *hybrid* is `hybrid="allow_torch"`: PyTorch runs what no
+route takes, all of it if need be, as an operator by itself leaves nothing else.
 
 {left_out}
 """
@@ -127,7 +127,8 @@ def _unfinished(cases: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> s
         for name in sorted(by_operator):
             some = by_operator[name]
             trial = some[0].get(column) or some[0]["whole"]
-            detail = f"{trial.get('error', '')}: {trial['detail']}".replace("|", "/").replace("<", "&lt;")[:240]
+            detail = f"{trial.get('error', '')}: {trial['detail']}"[:220]
+            detail = detail.replace("|", "/").replace("<", "&lt;").replace("](", "] (")
             outcomes = ", ".join(sorted({counted(r, column) for r in some}))
             text += f"| `{name}` | {len(some)} | {outcomes} | {detail} |\n"
     return text

@@ -56,7 +56,8 @@ def attempt(case_id: cases.CaseId, where: str, backend: str = "auto", hybrid: bo
         reason = _not_counted(case.module, case.inputs)
         dims, axes = None, {}
         if reason is None and dynamic:
-            dims, axes, reason = _dynamic_shapes(case.module, case.inputs)
+            fixed = cases.SORTED.get(case_id.operator)
+            dims, axes, reason = _dynamic_shapes(case.module, case.inputs, fixed)
         if reason is not None:
             return Trial("not counted", detail=reason)
         device = torch.device("cuda" if where == "cuda" else "cpu")
@@ -147,10 +148,12 @@ def _not_counted(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str | Non
     return None
 
 
-def _dynamic_shapes(module: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[Any, dict[int, int], str | None]:
+def _dynamic_shapes(
+    module: nn.Module, inputs: Sequence[torch.Tensor], fixed: int | None
+) -> tuple[Any, dict[int, int], str | None]:
     """The first choice of dynamic axes that torch.export takes, as ``dynamic_shapes``; else why there is none."""
     refusal = "no axis of two or more"
-    for axes in cases.dynamic_axes(inputs):
+    for axes in cases.dynamic_axes(inputs, fixed):
         size = inputs[next(iter(axes))].shape[axes[next(iter(axes))]]
         refusal = _eager_refuses(module, inputs, axes, 2 * size) or ""
         smallest = size if size < 3 or refusal or _eager_refuses(module, inputs, axes, 2) else 2
