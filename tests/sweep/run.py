@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/sweep"))
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per case, both columns together")
-    parser.add_argument("--budget", type=float, default=None, help="seconds after which no new operator is begun")
+    parser.add_argument("--budget", type=float, default=None, help="seconds after which no new case is begun")
     parser.add_argument("--tenth", action="store_true", help="the cases that the tests try")
     parser.add_argument("--every", type=int, default=1, help="every n-th operator only")
     parser.add_argument("--first", type=int, default=0, help="with --every: which one to begin with")
@@ -123,15 +123,20 @@ def _run_all(jobs: Sequence[Sequence[str]], results: pathlib.Path, options: argp
     began, finished = time.monotonic(), collections.Counter[str]()
     total = sum(map(len, jobs))
 
+    def over() -> bool:
+        return options.budget is not None and time.monotonic() - began > options.budget
+
     def work(file: Any) -> None:
         worker = Worker(options.where, options.backend)
         try:
-            while options.budget is None or time.monotonic() - began < options.budget:
+            while not over():
                 try:
                     job = waiting.get_nowait()
                 except queue.Empty:
                     return
                 for name in job:
+                    if over():
+                        return
                     record = worker.run(name, options.limit)
                     with lock:
                         file.write(json.dumps(record) + "\n")
