@@ -187,7 +187,12 @@ def to_node(value: Any, path: str) -> Node:
             if callable(getattr(cls, "to_dict", None)):  # transformers writes class attributes there too (model_type)
                 said = item.to_dict()
                 own |= {name: getattr(item, name, None) or said[name] for name in said if own.get(name) is None}
-            return _record(cls.__name__, own.items(), _of_class(item, set(own)), [], where)
+                # private ones that it does not say, which versions of transformers differ about: read all the same
+                unsaid = [(name, own.pop(name)) for name in _PRIVATE if name in own and name not in said]
+            else:
+                unsaid = []
+            also = [*_of_class(item, {*own, *dict(unsaid)}), *unsaid]
+            return _record(cls.__name__, own.items(), also, [], where)
         return None
 
     return describe(value, leaf, path)
