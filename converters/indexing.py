@@ -176,8 +176,9 @@ def nonzero_static(x: Tensor, *, size: int, fill_value: int = -1) -> Tensor:
     columns = []
     rest = place
     for extent in reversed(x.shape):
-        columns.append(rest % extent)
-        rest = torch.div(rest, extent, rounding_mode="floor")
+        above = torch.div(rest, extent, rounding_mode="floor")
+        columns.append(rest - above * extent)
+        rest = above
     if not columns:
         return place.new_zeros([size, 0])
     return torch.where((place < length).unsqueeze(-1), torch.stack(columns[::-1], -1), fill_value)

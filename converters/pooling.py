@@ -1,7 +1,7 @@
 """Pooling: rounding up, to any size, and where the maxima are.
 
 Without these: wrong numbers of average pools with ceil_mode or a divisor of their own; "No ONNX function found" for
-aten._adaptive_avg_pool3d and for adaptive_max_pool2d and 3d; TensorRT's "doesn't support more than 1 outputs for
+aten._adaptive_avg_pool3d and for adaptive_max_pool; TensorRT's "doesn't support more than 1 outputs for
 MaxPool nodes".
 """
 
@@ -173,6 +173,7 @@ DECOMPOSITIONS = {
     aten.max_pool1d_with_indices.default: max_pool1d_with_indices,
     aten.max_pool2d_with_indices.default: max_pool2d_with_indices,
     aten.max_pool3d_with_indices.default: max_pool3d_with_indices,
+    aten.adaptive_max_pool1d.default: adaptive_max_pool,
     aten.adaptive_max_pool2d.default: adaptive_max_pool,
     aten.adaptive_max_pool3d.default: adaptive_max_pool,
 }

@@ -1,4 +1,7 @@
-"""Running products and extremes. Without these: "No ONNX function found" for prims.prod (cumprod), cummax, cummin."""
+"""Running products and extremes.
+
+Without these: "No ONNX function found" for prims.prod (cumprod, linalg.vander), cummax and cummin.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,15 @@ def _beyond(dtype: torch.dtype, largest: bool) -> float | int:
     return torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max
 
 
+def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803
+    """(..., n) to (..., n, N): the powers from 0 on."""
+    number = x.shape[-1] if N is None else N
+    powers = x.unsqueeze(-1).expand(*x.shape, number - 1)
+    return torch.cat([torch.ones_like(x).unsqueeze(-1), cumprod(powers, -1)], -1)
+
+
 DECOMPOSITIONS = {
+    aten.linalg_vander.default: linalg_vander,
     aten.cumprod.default: cumprod,
     aten.cummax.default: cummax,
     aten.cummin.default: cummin,

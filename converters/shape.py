@@ -82,6 +82,31 @@ def trace(x: Tensor) -> Tensor:
     return total if x.is_floating_point() else total.to(torch.int64)
 
 
+def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    """Shifted along some dims, by no more than their sizes; what leaves at one end comes in at the other."""
+    for shift, dim in zip(shifts, dims):
+        size = x.shape[dim]
+        place = torch.arange(size, device=x.device) - shift
+        place = torch.where(place < 0, place + size, torch.where(place >= size, place - size, place))
+        x = x.index_select(dim, place)
+    return x
+
+
+def fftshift(x: Tensor, dim: Sequence[int] | None = None) -> Tensor:
+    dims = list(range(x.dim())) if dim is None else list(dim)
+    return roll(x, [x.shape[d] // 2 for d in dims], dims)
+
+
+def ifftshift(x: Tensor, dim: Sequence[int] | None = None) -> Tensor:
+    dims = list(range(x.dim())) if dim is None else list(dim)
+    return roll(x, [(x.shape[d] + 1) // 2 for d in dims], dims)
+
+
+def _by_a_size(node: Node) -> bool:
+    """Whether a shift is made from a dynamic size, half of it for one."""
+    return len(node.args) > 2 and any(isinstance(shift, Node) for shift in node.args[1])  # type: ignore[union-attr]
+
+
 def _dynamic(node: Node) -> bool:
     return any(not isinstance(size, int) for size in node.args[0].meta["val"].shape)  # type: ignore[union-attr]
 
@@ -102,6 +127,9 @@ DECOMPOSITIONS = {
     aten.diagonal.default: diagonal,
     aten.diagonal_copy.default: diagonal,
     aten.linalg_diagonal.default: linalg_diagonal,
+    aten.fft_fftshift.default: fftshift,
+    aten.fft_ifftshift.default: ifftshift,
+    aten.roll.default: roll,
     aten.squeeze.default: squeeze,
     aten.trace.default: trace,
     aten.hstack.default: hstack,
@@ -111,6 +139,9 @@ DECOMPOSITIONS = {
     aten.atleast_3d.Sequence: atleast_3d,
 }
 ONLY_WHERE = {
+    aten.fft_fftshift.default: _dynamic,
+    aten.fft_ifftshift.default: _dynamic,
+    aten.roll.default: _by_a_size,
     aten.diag.default: _dynamic,
     aten.diagonal.default: _dynamic,
     aten.diagonal_copy.default: _dynamic,

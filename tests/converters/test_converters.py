@@ -25,8 +25,9 @@ import operators  # noqa: E402
 OPERATORS = """
     fmax fmin hypot copysign frexp erfinv bitwise_not bitwise_left_shift bitwise_right_shift cumprod cummax cummin
     kthvalue median nanmedian mode bitwise_and bitwise_or bitwise_xor masked_scatter native_layer_norm aminmax
-    _upsample_bilinear2d_aa nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d searchsorted
-    isin combinations diagonal_scatter index_add nn.functional.adaptive_avg_pool3d nn.functional.adaptive_max_pool1d
+    linalg.vander _upsample_bilinear2d_aa nn.functional.max_pool1d nn.functional.max_pool2d nn.functional.max_pool3d
+    searchsorted isin combinations diagonal_scatter index_add nn.functional.adaptive_avg_pool3d
+    nn.functional.adaptive_max_pool1d
     nn.functional.adaptive_max_pool2d nn.functional.adaptive_max_pool3d cdist nn.functional.pdist grid_sampler_3d
     scatter_reduce scatter index_reduce put nonzero_static masked_select scatter_add take nn.functional.avg_pool2d
     nn.functional.avg_pool3d histc diag diagonal linalg.diagonal trace squeeze ceil isnan
