@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from parts import MixtureOfExperts, Twisted
@@ -11,7 +13,7 @@ import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import capture
 from torchtrt_bridge.partition import cut
 from torchtrt_bridge.runtime.program import restore, run_callable, store
-from torchtrt_bridge.subprogram import subprogram
+from torchtrt_bridge.subprogram import subprogram, without_repeats
 
 
 def pieces_of(captured, *operators, smallest=1):
@@ -158,3 +160,29 @@ def test_the_captured_program_is_left_as_it_was():
     before = str(captured.program)
     run_pieces(captured, pieces_of(captured), [torch.randn(2, 6, 16)])
     assert str(captured.program) == before
+
+
+def test_what_is_made_twice_is_made_once():
+    captured = capture(MixtureOfExperts().eval(), torch.randn(2, 6, 16))
+    before = str(captured.program)
+    once = dataclasses.replace(captured, program=without_repeats(captured.program))
+    assert str(captured.program) == before
+    names = [n.name for piece in pieces_of(once) for n in piece.outputs]
+    assert [name for name in names if name.startswith("unsqueeze")] == ["unsqueeze"]
+    assert_right(once, pieces_of(once), [torch.randn(2, 6, 16)])
+
+
+def test_chance_and_results_are_not_merged():
+    class Twice(nn.Module):
+        def forward(self, x):
+            squares = x.topk(2)[0] * x.topk(2)[0]
+            return torch.rand_like(x) + torch.rand_like(x), x.sin(), x.sin(), x.cos() + x.cos(), squares
+
+    captured = capture(Twice().eval(), torch.randn(4))
+    program = without_repeats(captured.program)
+    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    count = {name: sum(t.startswith(f"aten.{name}.") for t in targets) for name in ("rand_like", "sin", "cos", "topk")}
+    assert count == {"rand_like": 2, "sin": 2, "cos": 1, "topk": 1}
+    assert without_repeats(program) is program
+    results = run_callable(program)([torch.arange(4.0)])
+    torch.testing.assert_close(results[4], torch.tensor([9.0, 4.0]))

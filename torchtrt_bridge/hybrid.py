@@ -20,7 +20,7 @@ from .runtime.operators import needed
 from .runtime.program import run_callable, store
 from .signature import Signature
 from .sizes import Sizes
-from .subprogram import subprogram
+from .subprogram import subprogram, without_repeats
 from .verify import DEFAULTS, compare
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class _Work:
         suspicious: bool,
     ):
         self._suspicious = suspicious
+        captured = dataclasses.replace(captured, program=without_repeats(captured.program))
         self._captured, self._place = captured, place
         self._precision, self._build, self._progress = precision, build, progress
         self.notes: list[str] = []

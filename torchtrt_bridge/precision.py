@@ -108,7 +108,7 @@ def _cast(folded: ExportedProgram, precision: Precision) -> CastResult:
     for node in graph.find_nodes(op="placeholder"):
         if node.name in state:
             node.meta["val"] = retyped(node.meta["val"], state[node.name].dtype)
-    return CastResult(_rebuild(folded, graph, state), caster.kept, tuple(notes))
+    return CastResult(rebuild(folded, graph, state), caster.kept, tuple(notes))
 
 
 def fold_batch_norm(program: ExportedProgram) -> ExportedProgram:
@@ -125,7 +125,7 @@ def fold_batch_norm(program: ExportedProgram) -> ExportedProgram:
     for norm in list(graph.nodes):
         if norm.op == "call_function" and operator_name(norm) in _BATCH_NORMS:
             state.update(_fold(norm, {**tensors, **{n: (tensors[n][0], t) for n, t in state.items()}}))
-    return _rebuild(program, graph, state) if state else program
+    return rebuild(program, graph, state) if state else program
 
 
 _BATCH_NORMS = frozenset({
@@ -264,7 +264,7 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
+def rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
     """A program like ``program`` with another graph, and with ``tensors``, by placeholder, in place of its own."""
     signature = copy.deepcopy(program.graph_signature)
     results = graph.find_nodes(op="output")[0].args[0]

@@ -3,6 +3,7 @@ parameters lifted again. Nothing is traced a second time, so names, module paths
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree
 
-from .partition import has_size, is_number
+from .partition import has_size, is_number, reads_data, tensors_of
+from .precision import rebuild
 
 
 def subprogram(
@@ -35,10 +37,40 @@ def subprogram(
     which are computed from the shape of an input of the new program where one has that size. ``program`` is unchanged,
     and shares its tensors.
     """
-    copy = _Copy(program, nodes, inputs)
+    part = _Copy(program, nodes, inputs)
     for node in nodes:
-        copy.node(node)
-    return copy.finish(outputs)
+        part.node(node)
+    return part.finish(outputs)
+
+
+def without_repeats(program: ExportedProgram) -> ExportedProgram:
+    """``program`` with each call made once where it makes the same of the same tensors again; results stay as they are.
+
+    torch.onnx makes repeats among a piece's outputs identities of the first, and TensorRT for RTX 1.6, by what came out,
+    did not write the first's memory then. Returns ``program`` itself where nothing repeats.
+    """
+    graph = copy.deepcopy(program.graph)
+    results = set(graph.output_node().all_input_nodes)
+    first: dict[str, Node] = {}
+    repeats = []
+    for node in graph.nodes:
+        if node.op != "call_function" or not (_is_pure(node) or node.target is operator.getitem):
+            continue
+        kept = first.setdefault(repr((str(node.target), node.args, node.kwargs)), node)
+        if kept is not node and node not in results:
+            node.replace_all_uses_with(kept)
+            repeats.append(node)
+    for node in reversed(repeats):
+        graph.erase_node(node)
+    return rebuild(program, graph, {}) if repeats else program
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether ``node`` is one of PyTorch's own operators, makes tensors of sizes known before, and draws no numbers."""
+    target = node.target
+    own = isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and not target._schema.is_mutable
+    random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+    return own and not random and bool(tensors_of(node)) and not reads_data(node)
 
 
 class _Copy:
