@@ -46,8 +46,8 @@ def subprogram(
 def without_repeats(program: ExportedProgram) -> ExportedProgram:
     """``program`` with each call made once where it makes the same of the same tensors again; results stay as they are.
 
-    torch.onnx makes repeats among a piece's outputs identities of the first, and TensorRT for RTX 1.6, by what came out,
-    did not write the first's memory then. Returns ``program`` itself where nothing repeats.
+    torch.onnx makes repeats among a piece's outputs identities of the first, and TensorRT for RTX 1.6, by what came
+    out, did not write the first's memory then. Returns ``program`` itself where nothing repeats.
     """
     graph = copy.deepcopy(program.graph)
     results = set(graph.output_node().all_input_nodes)
