@@ -128,6 +128,24 @@ def test_a_low_precision_is_written_into_the_file(transformer, precision, tmp_pa
     assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {onnx.TensorProto.FLOAT}
 
 
+def test_no_result_is_the_identity_of_another(tmp_path):
+    class Repeats(nn.Module):
+        def forward(self, x):
+            h = torch.relu(x)
+            return h, h.clone(), h[..., None], h[..., None], {"first": h * 2}
+
+    model, x = Repeats().eval(), torch.randn(3, 4)
+    fast = ttb.compile(model, x, dynamic_batch=(1, 3, 8))
+    x = torch.randn(5, 4)
+    assert_same(fast(x), model(x))
+    fast.save_onnx(tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    results = {value.name for value in graph.output}
+    copied = [node.input[0] for node in graph.node if node.op_type == "Identity" and node.output[0] in results]
+    assert len(results) == 5 and copied and not results & set(copied)
+    ttb.build(model, x, "fp16", dynamic_batch=(1, 5, 8), backend="onnx")
+
+
 def test_a_result_named_as_an_input_gets_a_name_of_its_own(tmp_path):
     class Same(nn.Module):
         def forward(self, x, y):

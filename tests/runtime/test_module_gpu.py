@@ -284,3 +284,18 @@ def test_the_current_stream_device_and_grad_mode_are_as_before(mixer):
         assert torch.cuda.current_stream() == stream
         assert torch.equal(torch.cuda.get_rng_state(), state)
     assert torch.is_grad_enabled()
+
+
+def test_results_that_repeat_one_another_are_all_written():
+    class Repeats(nn.Module):
+        def forward(self, x):
+            h = torch.relu(x)
+            return h, h.clone(), h[..., None], h[..., None]
+
+    model = Repeats().eval()
+    fast = ttb.compile(model, torch.randn(3, 4, device="cuda"), cuda_graph=False)
+    poison = [torch.full((3, 4), float("nan"), device="cuda") for _ in range(8)]
+    del poison  # what is not written shows
+    x = torch.randn(3, 4, device="cuda")
+    for actual, expected in zip(fast(x), model(x), strict=True):
+        torch.testing.assert_close(actual, expected)

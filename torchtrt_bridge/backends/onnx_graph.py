@@ -63,6 +63,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     assert exported is not None
     model = exported.model
     model.doc_string = None
+    _separate_results(model)
     _name_nodes(model)
     annotated: list[Any] = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
     for item in annotated:
@@ -129,6 +130,24 @@ _NOT_IN_BF16 = {
     torch.ops.aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
 }
 _SQUEEZES = {torch.ops.aten.squeeze.dim: lambda x, dim: _squeeze(x, [dim]), torch.ops.aten.squeeze.dims: _squeeze}
+
+
+def _separate_results(model: ir.Model) -> None:
+    """No result is the identity of another result: both are the identity of a tensor inside. TensorRT-RTX 1.6 was seen
+    to leave the first of such results unwritten."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    results = set(graph.outputs)
+    for index, value in enumerate(graph.outputs):
+        copies = [n for n in value.consumers() if n.op_type == "Identity" and n.outputs[0] in results]
+        if not copies or value.producer() is None:
+            continue
+        outer = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        value.name = f"{value.name}_inside"
+        node = ir.Node("", "Identity", [value], outputs=[outer], metadata_props=dict(copies[0].metadata_props))
+        graph.insert_before(copies[0], node)
+        graph.outputs[index] = outer
 
 
 def _name_nodes(model: ir.Model) -> None:
