@@ -288,7 +288,7 @@ def test_a_crash_in_the_middle_of_a_build(monkeypatch):
         dying = """
 import os, signal
 import torchtrt_bridge_trt.child as child
-child._Reports.progress = lambda self, phase, _: "Pars" in phase or os.kill(os.getpid(), signal.SIGSEGV)
+child.Reports.progress = lambda self, phase, _: "Pars" in phase or os.kill(os.getpid(), signal.SIGSEGV)
 child.main(job)
 """
         return [python, flag, option, code.replace("\nmain(job)", dying), *rest]

@@ -155,7 +155,7 @@ def test_the_ranges_reach_the_profile(config):
     parser = bound.trt.OnnxParser(network, bound.logger)
     assert parser.parse(networks.mlp().SerializeToString())
     with builder.listening() as messages:
-        builder._add_profile(mlp_request(), Recording(), network, config, messages)
+        builder.add_profile(mlp_request(), Recording(), network, config, messages)
     assert [tuple(shape) for shape in made[0].get_shape("x")] == [(1, 64), (4, 64), (8, 64)]
     assert config.num_optimization_profiles == 1
 
@@ -178,15 +178,15 @@ def test_ranges_that_do_not_fit_are_refused(profile, expected):
 
 
 def test_float32_means_float32_unless_tf32_is_asked_for(config):
-    builder._configure(mlp_request(), bound, config)
+    builder.configure(mlp_request(), bound, config)
     assert not config.get_flag(bound.trt.BuilderFlag.TF32)
     config.reset()
-    builder._configure(mlp_request(tf32=True), bound, config)
+    builder.configure(mlp_request(tf32=True), bound, config)
     assert config.get_flag(bound.trt.BuilderFlag.TF32)
 
 
 def test_settings_reach_the_builder(config):
-    builder._configure(mlp_request(workspace=12345 * 1024, optimization_level=1), bound, config)
+    builder.configure(mlp_request(workspace=12345 * 1024, optimization_level=1), bound, config)
     assert config.get_memory_pool_limit(bound.trt.MemoryPoolType.WORKSPACE) == 12345 * 1024
     assert config.builder_optimization_level == 1
     assert config.profiling_verbosity == bound.trt.ProfilingVerbosity.DETAILED
@@ -194,7 +194,7 @@ def test_settings_reach_the_builder(config):
 
 @rtx
 def test_a_target_reaches_the_builder(config):
-    builder._configure(mlp_request(target="sm86"), bound, config)
+    builder.configure(mlp_request(target="sm86"), bound, config)
     assert config.num_compute_capabilities == 1
     assert config.get_compute_capability(0) == bound.trt.ComputeCapability.SM86
     assert build_plan(mlp_request(target="sm86")).target == "sm86"
@@ -202,7 +202,7 @@ def test_a_target_reaches_the_builder(config):
 
 @rtx
 def test_no_target_leaves_the_plan_portable(config):
-    builder._configure(mlp_request(), bound, config)
+    builder.configure(mlp_request(), bound, config)
     assert config.num_compute_capabilities == 0
 
 
@@ -267,7 +267,7 @@ def test_a_damaged_timing_cache_is_started_anew(tmp_path, caplog):
 
     path = tmp_path / "timings"
     path.write_bytes(b"damaged")
-    with builder._timing_cache(mlp_request(timing_cache=path), Config()):
+    with builder.timing_cache(mlp_request(timing_cache=path), Config()):
         pass
     assert path.read_bytes() == b"measured"
     assert str(path) in caplog.text

@@ -28,7 +28,8 @@ import torch
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed, UnsupportedLayer
 from ..runtime.program import restore
 from ..trt.build import own_errors
-from ..trt.builder import _add_profile, _configure, _make_builder, _serialize, _timing_cache, _why, check
+from ..trt.builder import add_profile, check, configure, make_builder, serialize, timing_cache, why
+from ..trt.child import Reports
 from ..trt.flavor import flavor
 from ..trt.log import listening
 from ..trt.progress import make_monitor
@@ -41,7 +42,7 @@ _IDLE_S = 120.0  # after which a process that nobody asks gives its memory back
 
 def main() -> None:
     """Answer the jobs that standard input names, a folder a line, until it closes or nothing comes for a while."""
-    reports = _Reports()
+    reports = Reports()
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
     warnings.simplefilter("ignore")
@@ -74,7 +75,7 @@ def _plan(job: Mapping[str, Any], folder: pathlib.Path, progress: Callable[[str,
     request = Request(b"", **{**job["request"], "profile": _shapes(job["request"]["profile"])})
     check(request, bound)
     with listening() as messages:
-        _make_builder(request, bound, messages)  # decides on TF32, and gives TensorRT our logger
+        make_builder(request, bound, messages)  # decides on TF32, and gives TensorRT our logger
     progress("starting Torch-TensorRT", 0.0)
     network_of = _import(job)
     settings = compilation_settings(job["settings"], tf32=request.tf32, flavour=bound.name)
@@ -90,14 +91,14 @@ def _plan(job: Mapping[str, Any], folder: pathlib.Path, progress: Callable[[str,
     results = {tensor.name: tensor.dtype.name for tensor in map(network.get_output, range(network.num_outputs))}
     with listening() as messages:
         config = made._populate_trt_builder_config()
-        _configure(request, bound, config)
-        _add_profile(request, made.builder, network, config, messages)
+        configure(request, bound, config)
+        add_profile(request, made.builder, network, config, messages)
         config.progress_monitor = make_monitor(bound.trt, progress, lambda: False)
         parsed = time.perf_counter()
-        with _timing_cache(request, config), open(folder / "plan", "w+b") as file:
-            serialized = _serialize(bound, made.builder, network, config, file)
+        with timing_cache(request, config), open(folder / "plan", "w+b") as file:
+            serialized = serialize(bound, made.builder, network, config, file)
             if serialized is None:
-                raise Failure(_why(request, bound, messages), messages=tuple(messages.errors))
+                raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
             if not isinstance(serialized, int):
                 file.write(serialized)
     return {
@@ -211,30 +212,13 @@ def _shapes(profile: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(map(tuple, shapes)) for name, shapes in profile.items()}
 
 
-class _Reports:
-    """JSON lines to the caller. Whatever else prints to standard output goes where errors go."""
-
-    def __init__(self) -> None:
-        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        self._lock = threading.Lock()
-        os.dup2(2, 1)
-
-    def send(self, **report: Any) -> None:
-        with self._lock:
-            self._file.write(json.dumps(report) + "\n")
-            self._file.flush()
-
-    def progress(self, phase: str, fraction: float) -> None:
-        self.send(phase=phase, fraction=fraction)
-
-
 def _read_jobs(jobs: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         jobs.put(line.rstrip("\n"))
     os._exit(0)  # the caller closed its end, or is gone
 
 
-def _log_to(reports: _Reports, debug: bool) -> None:
+def _log_to(reports: Reports, debug: bool) -> None:
     """Ours and Torch-TensorRT's messages to the caller's logger. An ``INFO`` of Torch-TensorRT's speaks of every node;
     its warnings and errors are of its own inner life, or come as exceptions too."""
 

@@ -30,7 +30,7 @@ import torch
 from .. import errors
 from ..errors import BuildCrashed, BuildFailed, ConversionFailed
 from ..trt.flavor import Flavor
-from ..trt.isolation import _crash, _environment, _pump
+from ..trt.isolation import crash, environment, pump
 from ..trt.log import logger
 from .base import StoredProgram
 
@@ -82,7 +82,7 @@ def ask(
                 close()
                 progress("starting Torch-TensorRT", 0.0)
                 try:
-                    _process = Process(key, _environment(bound, device))
+                    _process = Process(key, environment(bound, device))
                 except OSError as error:
                     raise BuildFailed(f"The process for Torch-TensorRT could not be started: {error}.") from error
             try:
@@ -90,7 +90,7 @@ def ask(
             except _Ended as error:
                 close()
                 if error.began or last:  # else it ended for want of work, just as this job came
-                    raise BuildCrashed(str(_crash(error.code, error.output))) from None
+                    raise BuildCrashed(str(crash(error.code, error.output))) from None
             except _Answered as error:
                 raise getattr(errors, error.kind, ConversionFailed)(error.text) from None
             except BaseException:  # Ctrl-C, or a fault of ours: nobody waits for it any more
@@ -140,7 +140,7 @@ class Process:
         )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(
-            target=_pump, args=(self._child.stdout, self._lines), name="torchtrt_bridge-torch_tensorrt", daemon=True
+            target=pump, args=(self._child.stdout, self._lines), name="torchtrt_bridge-torch_tensorrt", daemon=True
         ).start()
 
     def is_alive(self) -> bool:

@@ -217,7 +217,7 @@ class TRTModule(OneEngine):
         """
         from .files import save_file
 
-        save_file(path, self._tensors())
+        save_file(path, self.tensors())
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
         """Write the bare TensorRT plan, as trtexec and the C++ runtime load it.
@@ -274,7 +274,7 @@ class TRTModule(OneEngine):
     def __reduce__(self) -> tuple[Any, ...]:
         # plain data and tensors only, so that torch.load's weights_only takes it. The tensors outlive this call: to a
         # spawned process torch sends their file descriptors, which it opens later
-        self._pickled = self._tensors() if self._artifact is not None else {}
+        self._pickled = self.tensors() if self._artifact is not None else {}
         state = {"state": self._pickled, "cuda_graph": self._cuda_graph}
         return (TRTModule, (), {**state, "max_graphs": self._max_graphs})
 
@@ -316,7 +316,7 @@ class TRTModule(OneEngine):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._artifact is not None:
-            destination.update({prefix + name: tensor for name, tensor in self._tensors().items()})
+            destination.update({prefix + name: tensor for name, tensor in self.tensors().items()})
 
     def _load_from_state_dict(
         self,
@@ -458,7 +458,12 @@ class TRTModule(OneEngine):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The saved form: what the state dict holds, and files."""
-        return self._tensors()
+        from .artifact import to_tensors
+
+        artifact = self._loaded()
+        nodes = attributes.nodes(self._attributes)  # as they are now
+        origin = dataclasses.replace(artifact.origin, attributes=nodes)
+        return to_tensors(dataclasses.replace(artifact, origin=origin), self._caches())
 
     def measure_segments(self, tensors: Sequence[torch.Tensor]) -> list[float]:
         """Seconds that each of several segments takes for these flat inputs, from any device."""
@@ -638,14 +643,6 @@ class TRTModule(OneEngine):
             return self._saved_caches
         found = kernels()
         return found if isinstance(found, tuple) else (found,)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        from .artifact import to_tensors
-
-        artifact = self._loaded()
-        nodes = attributes.nodes(self._attributes)  # as they are now
-        origin = dataclasses.replace(artifact.origin, attributes=nodes)
-        return to_tensors(dataclasses.replace(artifact, origin=origin), self._caches())
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """The flat inputs of a call that is not simply one tensor per captured argument, in order."""

@@ -49,7 +49,7 @@ def build_plan(
     with listening() as messages:
         began = time.perf_counter()
         progress("Parsing the model", 0.0)
-        builder = _make_builder(request, bound, messages)
+        builder = make_builder(request, bound, messages)
         typed = bound.has_strongly_typed_flag
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0)
         # The network's weights are the parser's, or the caller's: all three live until the plan is there.
@@ -61,18 +61,18 @@ def build_plan(
         if request.decomposable_attention and bound.has_attention_layer:
             _make_attention_decomposable(trt, network)
         config = builder.create_builder_config()
-        _configure(request, bound, config)
-        _add_profile(request, builder, network, config, messages)
+        configure(request, bound, config)
+        add_profile(request, builder, network, config, messages)
         config.progress_monitor = make_monitor(trt, progress, cancelled)
         parsed = time.perf_counter()
         if cancelled():
             raise Cancelled
-        with _timing_cache(request, config), tempfile.TemporaryFile(prefix="torchtrt_bridge-") as file:
-            serialized = _serialize(bound, builder, network, config, file)
+        with timing_cache(request, config), tempfile.TemporaryFile(prefix="torchtrt_bridge-") as file:
+            serialized = serialize(bound, builder, network, config, file)
             if cancelled():
                 raise Cancelled
             if serialized is None:
-                raise Failure(_why(request, bound, messages), messages=tuple(messages.errors))
+                raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
             layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
             if isinstance(serialized, int):  # TensorRT's copies of the weights go before the plan comes into memory
                 del parser, network, config, builder
@@ -93,7 +93,7 @@ def build_plan(
     )
 
 
-def _serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[bytes]) -> Any:
+def serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[bytes]) -> Any:
     """The plan as TensorRT's own buffer, or, where TensorRT can write it out piece by piece (a fifth less memory at
     the peak), its size in ``file``. None if the build failed."""
     if not bound.has_plan_streaming:
@@ -144,7 +144,7 @@ def check(request: Request, bound: Flavor) -> None:
         )
 
 
-def _make_builder(request: Request, bound: Flavor, messages: Messages) -> Any:
+def make_builder(request: Request, bound: Flavor, messages: Messages) -> Any:
     try:
         if request.tf32 and not settle(bound, True):
             raise Refused(
@@ -219,7 +219,7 @@ def _make_attention_decomposable(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _configure(request: Request, bound: Flavor, config: Any) -> None:
+def configure(request: Request, bound: Flavor, config: Any) -> None:
     trt = bound.trt
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # costs nothing, and lets an engine be inspected
     if not request.tf32:
@@ -238,7 +238,7 @@ def _configure(request: Request, bound: Flavor, config: Any) -> None:
             raise Refused(f"target={request.target!r}: TensorRT ({bound.name} {bound.version}) did not accept it.")
 
 
-def _add_profile(request: Request, builder: Any, network: Any, config: Any, messages: Messages) -> None:
+def add_profile(request: Request, builder: Any, network: Any, config: Any, messages: Messages) -> None:
     inputs = {tensor.name: tuple(tensor.shape) for tensor in (network.get_input(i) for i in range(network.num_inputs))}
     unknown = [name for name in request.profile if name not in inputs]
     lacking = [name for name, shape in inputs.items() if -1 in shape and name not in request.profile]
@@ -258,7 +258,7 @@ def _add_profile(request: Request, builder: Any, network: Any, config: Any, mess
 
 
 @contextlib.contextmanager
-def _timing_cache(request: Request, config: Any) -> Iterator[None]:
+def timing_cache(request: Request, config: Any) -> Iterator[None]:
     """Read the timing cache before the build and replace its file after it."""
     if request.timing_cache is None:
         yield
@@ -278,7 +278,7 @@ def _timing_cache(request: Request, config: Any) -> Iterator[None]:
         logger.warning("The timing cache %s could not be written: %s.", path, error)
 
 
-def _why(request: Request, bound: Flavor, messages: Messages) -> str:
+def why(request: Request, bound: Flavor, messages: Messages) -> str:
     """The summary of a failed build, with the remedy where TensorRT's messages show one."""
     said = " ".join(messages.errors)
     summary = f"TensorRT ({bound.name} {bound.version}) could not build an engine from the model."

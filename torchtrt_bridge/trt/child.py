@@ -24,7 +24,7 @@ def main(job: str) -> None:
     folder = pathlib.Path(job)
     settings = json.loads((folder / "job.json").read_text("utf-8"))
     sys.path[:] = settings["sys_path"]
-    reports = _Reports()
+    reports = Reports()
     _log_to(reports, settings["debug"])
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
@@ -38,8 +38,9 @@ def main(job: str) -> None:
         reports.send(failure=Failure(f"In the build process: {error}").to_dict())
 
 
-class _Reports:
-    """JSON lines to the caller. TensorRT's C++ prints to standard output too: that now goes where errors go."""
+class Reports:
+    """JSON lines to the caller. Whatever else prints to standard output, as TensorRT's C++
+    does, now goes where errors go."""
 
     def __init__(self) -> None:
         self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -55,7 +56,7 @@ class _Reports:
         self.send(phase=phase, fraction=fraction)
 
 
-def _log_to(reports: _Reports, debug: bool) -> None:
+def _log_to(reports: Reports, debug: bool) -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             reports.send(log=record.levelno, text=record.getMessage())

@@ -195,9 +195,7 @@ class Graph:
         executable = self._executables.get(key)
         if executable is None:
             return self._with_other_addresses(tensors, results, key, stream)
-        code = self._start(executable, stream)
-        if code:
-            raise self._not_launched(code)
+        self._launch(executable, stream)
         return results
 
     def capture(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:

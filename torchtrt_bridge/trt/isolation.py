@@ -52,7 +52,7 @@ def build_in_child(request: Request, bound: Flavor, progress: Progress, device: 
             raise Failure(
                 f"The build's files could not be written to {name}: {error}. TMPDIR names another place."
             ) from error
-        with _running(command(folder), _environment(bound, device), folder) as process:
+        with _running(command(folder), environment(bound, device), folder) as process:
             for event in _events(process):
                 if "log" in event:
                     logger.log(event["log"], "%s", event["text"])
@@ -63,7 +63,7 @@ def build_in_child(request: Request, bound: Flavor, progress: Progress, device: 
                 else:
                     return _read_plan(folder, event["plan"])
             code = process.wait()
-            raise _crash(code, (folder / "output.txt").read_text("utf-8", "replace"))
+            raise crash(code, (folder / "output.txt").read_text("utf-8", "replace"))
 
 
 def command(folder: pathlib.Path) -> list[str]:
@@ -92,12 +92,12 @@ def write_job(request: Request, folder: pathlib.Path) -> None:
     (folder / "job.json").write_text(json.dumps(settings), "utf-8")
 
 
-def _environment(bound: Flavor, device: int | None) -> dict[str, str]:
-    environment = {**os.environ, VARIABLE: bound.name}
+def environment(bound: Flavor, device: int | None) -> dict[str, str]:
+    variables = {**os.environ, VARIABLE: bound.name}
     if device is not None:  # the child's only GPU is the caller's current one
         visible = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-        environment["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
-    return environment
+        variables["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
+    return variables
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ def _events(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
     """What the child reports, until it closes its output. Waits in short spells, so that Ctrl-C gets through."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     assert process.stdout is not None
-    threading.Thread(target=_pump, args=(process.stdout, lines), name="torchtrt_bridge-child", daemon=True).start()
+    threading.Thread(target=pump, args=(process.stdout, lines), name="torchtrt_bridge-child", daemon=True).start()
     while True:
         try:
             line = lines.get(timeout=0.1)
@@ -147,7 +147,7 @@ def _events(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _pump(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+def pump(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
     with contextlib.suppress(OSError, ValueError):  # closed under our hands: the build was given up
         for line in stream:
             # Not ours: what the interpreter's own start-up printed, and a line that a crash cut short.
@@ -164,7 +164,7 @@ def _read_plan(folder: pathlib.Path, facts: dict[str, Any]) -> Plan:
     return Plan(data=memoryview(data), **{**facts, "warnings": tuple(facts["warnings"])})
 
 
-def _crash(code: int, output: str) -> Crashed:
+def crash(code: int, output: str) -> Crashed:
     if code == -signal.SIGKILL:
         advice = "The system probably ran out of memory: free some, or build a smaller model."
     elif code < 0:

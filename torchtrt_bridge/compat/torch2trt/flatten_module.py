@@ -9,9 +9,7 @@ from torch import nn
 from .flattener import Flattener
 
 
-class Flatten(nn.Module):
-    """``module`` called with flat tensors, giving flat tensors."""
-
+class _Around(nn.Module):
     def __init__(
         self,
         module: nn.Module,
@@ -22,6 +20,10 @@ class Flatten(nn.Module):
         self.module = module
         self.input_flattener = input_flattener
         self.output_flattener = output_flattener
+
+
+class Flatten(_Around):
+    """``module`` called with flat tensors, giving flat tensors."""
 
     def forward(self, *args: Any) -> Any:
         if self.input_flattener is not None:
@@ -30,19 +32,8 @@ class Flatten(nn.Module):
         return output if self.output_flattener is None else self.output_flattener.flatten(output)
 
 
-class Unflatten(nn.Module):
+class Unflatten(_Around):
     """A ``module`` of flat tensors, called with nested ones and giving nested ones."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        input_flattener: Flattener | None = None,
-        output_flattener: Flattener | None = None,
-    ):
-        super().__init__()
-        self.module = module
-        self.input_flattener = input_flattener
-        self.output_flattener = output_flattener
 
     def forward(self, *args: Any) -> Any:
         flat = args if self.input_flattener is None else self.input_flattener.flatten(args)
