@@ -74,6 +74,7 @@ class Execution:
         self._names = (tuple(inputs), tuple(outputs))
         self._wanted = _Wanted(graphs, must_graph)
         self._index = engine.device.index or 0
+        self._several = torch.cuda.device_count() > 1
         self._inputs = order(engine.inputs, inputs)
         self._outputs: list[Binding] = [b for b in order(engine.outputs, outputs) if b is not None]
         host = [binding.name for binding in self._inputs if binding is not None and binding.on_host]
@@ -88,6 +89,12 @@ class Execution:
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueue on the current stream of the engine's device."""
+        if self._several and torch.cuda.current_device() != self._index:
+            with torch.cuda.device(self._index):  # TensorRT enqueues on the current device
+                return self._run(tensors)
+        return self._run(tensors)
+
+    def _run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         stream = _current_stream(self._index)
         while True:
             slot = self._slots.get(stream) or self._take(stream)
@@ -155,7 +162,6 @@ class Execution:
                 slot.give_to(stream, current)
                 self._slots[stream] = slot
             return slot
-
 
     def _leave(self, slot: _Slot) -> None:
         """A context that the caller captured is the caller's graph's from then on, as long as this lives."""
@@ -384,8 +390,12 @@ def _output_allocator(engine: Engine) -> Any:
             count = 1
             for size in self._shape:
                 count *= size
-            if memory is None or not count:
+            if not count:
                 return torch.empty(self._shape, dtype=binding.dtype, device=engine.device)
+            if memory is None:
+                raise RuntimeError(
+                    f"TensorRT asked for no memory for the output {binding.name!r}, so it has no values."
+                )
             return memory[: count * binding.dtype.itemsize].view(binding.dtype).view(self._shape)
 
     return OutputAllocator()
