@@ -201,14 +201,22 @@ def test_an_unknown_precision_names_the_nearest():
     with pytest.raises(InvalidOption, match="Did you mean 'fp16'"):
         Precision.parse("fp61")
     for value in (16, None, torch.int32, "", "tf32x"):
-        with pytest.raises(InvalidOption, match="choose 'fp32', 'fp16' or 'bf16'"):
+        with pytest.raises(InvalidOption, match="choose 'fp32', 'fp16', 'bf16', 'int8' or 'fp8'"):
             Precision.parse(value)
 
 
-@pytest.mark.parametrize("value", ["int8", "fp8", torch.int8, torch.float8_e4m3fn])
-def test_quantized_precisions_are_not_yet_available(value):
-    with pytest.raises(InvalidOption, match="not yet available"):
-        Precision.parse(value)
+@pytest.mark.parametrize(("value", "name"), [("int8", "int8"), (torch.int8, "int8"), (torch.float8_e4m3fn, "fp8")])
+def test_a_quantized_precision_has_another_for_what_is_not_quantized(value, name):
+    precision = Precision.parse(value)
+    assert (precision.name, precision.quantized, precision.other) == (name, True, None)
+    assert precision.at(needs_plan=True).dtype == torch.float16
+    assert precision.at(needs_plan=False).dtype == torch.float32
+    assert Precision(name, other="bf16").at(needs_plan=True).dtype == torch.bfloat16
+    assert Precision("fp16").at(needs_plan=False) == Precision("fp16")
+    with pytest.raises(InvalidOption, match="leave it out"):
+        Precision("fp16", other="fp32")
+    with pytest.raises(InvalidOption, match="other='int4'"):
+        Precision(name, other="int4")
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------

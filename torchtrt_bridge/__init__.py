@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .importing import compile_file
     from .loading import load
     from .precision import Precision
+    from .quantization.settings import Quantization
     from .report import Report
     from .structure import register_result
     from .tools.benchmark import Benchmark, benchmark
@@ -40,6 +41,7 @@ __all__ = [
     "Dim",
     "Explanation",
     "Precision",
+    "Quantization",
     "Report",
     "TRTModule",
     "Tolerance",
@@ -62,6 +64,7 @@ _LAZY = {
     "Dim": "signature",
     "Explanation": "explaining",
     "Precision": "precision",
+    "Quantization": "quantization.settings",
     "Report": "report",
     "TRTModule": "runtime.module",
     "Tolerance": "verify",

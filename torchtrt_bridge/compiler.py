@@ -1,6 +1,6 @@
 """compile() and build(): the whole data flow, on one screen.
 
-    model, inputs -> capture -> select a backend: cast, convert, build -> TRTModule -> verify -> TRTModule with a report
+    model, inputs -> capture -> quantize -> select a backend: cast, convert, build -> TRTModule -> verify -> its report
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .options import BuildOptions
 from .origin import Origin
 from .precision import Precision
 from .progress import Stages
+from .quantization.settings import Quantization
 from .report import Report
 from .runtime.module import TRTModule
 from .selection import candidates, convert_and_check
@@ -44,6 +45,8 @@ def compile(
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
+    calibration: Any = None,
+    quantize: Quantization | None = None,
     verify: bool | Tolerance = True,
     build: BuildOptions | None = None,
     hybrid: bool | str = "auto",
@@ -60,11 +63,15 @@ def compile(
         model: in eval mode. It is left as it was.
         inputs: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. Their shapes are fixed unless made dynamic below.
-        precision: ``"fp32"`` (true fp32), ``"fp16"`` or ``"bf16"``. Inputs and results keep the model's dtypes.
+        precision: ``"fp32"`` (true fp32), ``"fp16"``, ``"bf16"``, or, with ``calibration``, ``"int8"`` or ``"fp8"``.
+            Inputs and results keep the model's dtypes.
         backend: ``"auto"`` (the first route that converts and verifies), ``"fastest"`` (every route that can, measured
             here; the choice is kept for the next compilation of the same model) or a route's name.
         dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
         dynamic_batch: ``(min, opt, max)``, the short form for axis 0 of every input with the first one's batch size.
+        calibration: for int8 and fp8, data that shows the ranges of the model's activations: a DataLoader, another
+            iterable or a dataset of what the model is called with.
+        quantize: settings of int8 and fp8.
         device: where the result runs; None means where the model's parameters are. On the CPU, ONNX Runtime or
             PyTorch runs it, with a :class:`~torchtrt_bridge.errors.RunsOnCPU` warning.
         verify: compare with the eager model at the example's sizes and at the ends of every dynamic range. True takes
@@ -98,8 +105,9 @@ def compile(
     )
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        origin = Origin.of(model, attributes)
-        return make(captured, Place(wanted or captured.device), options, stages, origin)
+        place = Place(wanted or captured.device)
+        captured, options = _quantize(captured, options, place, calibration, quantize, stages)
+        return make(captured, place, options, stages, Origin.of(model, attributes))
 
 
 @leaves_no_memory
@@ -112,6 +120,8 @@ def build(
     backend: str = "auto",
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
+    calibration: Any = None,
+    quantize: Quantization | None = None,
     build: BuildOptions | None = None,
     hybrid: bool | str = "auto",
     source: bool = False,
@@ -139,8 +149,9 @@ def build(
     )
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
-        origin = Origin.of(model, attributes)
-        return make(captured, Place(torch.device("cpu"), target or "portable"), options, stages, origin)
+        place = Place(torch.device("cpu"), target or "portable")
+        captured, options = _quantize(captured, options, place, calibration, quantize, stages)
+        return make(captured, place, options, stages, Origin.of(model, attributes))
 
 
 def parse_device(device: Any) -> torch.device | None:
@@ -335,6 +346,17 @@ def _own_notes(options: Options, place: Place) -> list[str]:
 def _capture(model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, stages: Stages) -> CapturedModel:
     with stages("capturing"):
         return capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+
+
+def _quantize(
+    captured: CapturedModel, options: Options, place: Place, calibration: Any, settings: Any, stages: Stages
+) -> tuple[CapturedModel, Options]:
+    """The captured model with its quantization written into its program, and the options with what that decided."""
+    from .quantization.stage import quantize
+
+    with stages("quantizing"):
+        captured, precision = quantize(captured, options.precision, place, calibration, settings)
+    return captured, dataclasses.replace(options, precision=precision)
 
 
 def _refuse_unknown(function: Any, unknown: dict[str, Any]) -> None:

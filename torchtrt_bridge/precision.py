@@ -2,7 +2,8 @@
 
 The graph that comes out says the dtype of every operator. So the strongly typed networks of TensorRT 11 and TensorRT
 for RTX compute in it, and older ones too; no builder flag takes part. Inputs and results keep the dtypes that the
-user's model has; which operator runs in which dtype is decided in :mod:`.casting`.
+user's model has; which operator runs in which dtype is decided in :mod:`.casting`. With int8 and fp8 the graph holds
+the quantization already (see :mod:`.quantization`), and the precision written here is that of the other operators.
 """
 
 from __future__ import annotations
@@ -23,28 +24,41 @@ from .errors import InvalidOption, nearest
 from .export_lock import export_lock
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_QUANTIZED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _ALIASES = {
-    **{name: name for name in _DTYPES},
+    **{name: name for name in (*_DTYPES, *_QUANTIZED)},
     **{"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"},
+    **{"qint8": "int8", "float8": "fp8", "float8_e4m3fn": "fp8"},
 }
-_QUANTIZED = ("int8", "uint8", "qint8", "fp8", "float8", "float8_e4m3fn", "float8_e5m2")
+_CHOICE = "choose 'fp32', 'fp16', 'bf16', 'int8' or 'fp8'"
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The precision that a module is compiled for: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+    """The precision that a module is compiled for: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
+
+    ``other`` is for int8 and fp8 alone: the precision of the operators that are not quantized, ``"fp32"``, ``"fp16"``
+    or ``"bf16"``; None until it is known where the module is to run (:meth:`at`).
 
     >>> Precision.parse(torch.float16)
     Precision(name='fp16')
     >>> Precision.parse("bfloat16").dtype
     torch.bfloat16
+    >>> str(Precision("int8", other="fp16")), Precision("int8", other="fp16").dtype
+    ('int8', torch.float16)
     """
 
     name: str
+    other: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.name not in _DTYPES:
-            raise InvalidOption(f"Precision(name={self.name!r}): the names are 'fp32', 'fp16' and 'bf16'.")
+        if self.name not in _DTYPES and self.name not in _QUANTIZED:
+            raise InvalidOption(f"Precision(name={self.name!r}): {_CHOICE}.")
+        if self.other is not None and (self.other not in _DTYPES or not self.quantized):
+            raise InvalidOption(
+                f"Precision({self.name!r}, other={self.other!r}): with 'int8' and 'fp8', other may be 'fp32', 'fp16' or"
+                " 'bf16'; without them, leave it out."
+            )
 
     @classmethod
     def parse(cls, value: str | torch.dtype | Precision) -> Precision:
@@ -58,19 +72,32 @@ class Precision:
         name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         if isinstance(name, str) and name.lower() in _ALIASES:
             return cls(_ALIASES[name.lower()])
-        choice = "choose 'fp32', 'fp16' or 'bf16'"
-        if isinstance(name, str) and name.lower() in _QUANTIZED:
-            raise InvalidOption(f"precision={value!r} is not yet available; {choice}.")
         hint = nearest(name.lower(), _ALIASES) if isinstance(name, str) else ""
-        raise InvalidOption(f"precision={value!r} is unknown; {choice}.{hint}")
+        raise InvalidOption(f"precision={value!r} is unknown; {_CHOICE}.{hint}")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether matrix products and convolutions take quantized numbers, which have scales beside them."""
+        return self.name in _QUANTIZED
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of matrix products and convolutions."""
-        return _DTYPES[self.name]
+        """The dtype of the matrix products and convolutions that are not quantized."""
+        return _DTYPES[self.other or "fp16" if self.quantized else self.name]
+
+    def at(self, needs_plan: bool, other: str | None = None) -> Precision:
+        """The same with ``other`` decided: what is asked for, or fp16 in TensorRT plans and fp32 on the CPU, where ONNX
+        Runtime's kernels for quantized numbers give that."""
+        if not self.quantized:
+            return self
+        return dataclasses.replace(self, other=other or self.other or ("fp16" if needs_plan else "fp32"))
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        other = f", other={self.other!r}" if self.other is not None else ""
+        return f"Precision(name={self.name!r}{other})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -34,10 +34,12 @@ DEFAULTS = {
     "fp32": Tolerance(4e-4, 2e-3, 0.001),
     "fp16": Tolerance(1e-2, 5e-2, 0.01),
     "bf16": Tolerance(6e-2, 2e-1, 0.05),
+    "int8": Tolerance(2e-1, 6e-1, 0.2),
+    "fp8": Tolerance(2e-1, 6e-1, 0.2),
 }
 """fp32: another order of summation (TensorRT-RTX's convolutions: 2e-4 over ResNet-50), below TF32's 6e-4. fp16 and
 bf16: some ten roundings of 2**-11 and 2**-8 on the way through a deep network, as eager's own ``.half()`` and
-``.bfloat16()`` show them."""
+``.bfloat16()`` show them. int8 and fp8: what eight bits and a good calibration lose; a wrong scale loses all."""
 
 TF32 = Tolerance(5e-3, 2e-2, 0.01)
 """fp32 with ``BuildOptions(tf32=True)``: 10 bits of mantissa in matrix products."""
