@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .explaining import Explanation, explain
     from .importing import compile_file
     from .loading import load
+    from .network import from_network
     from .precision import Precision
     from .quantization.settings import Quantization
     from .report import Report
@@ -53,6 +54,7 @@ __all__ = [
     "doctor",
     "errors",
     "explain",
+    "from_network",
     "inspect",
     "load",
     "register_result",
@@ -74,6 +76,7 @@ _LAZY = {
     "compile_file": "importing",
     "doctor": "tools.doctor",
     "explain": "explaining",
+    "from_network": "network",
     "inspect": "tools.inspect",
     "load": "loading",
     "register_result": "structure",

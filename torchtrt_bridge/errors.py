@@ -70,6 +70,10 @@ class UnsupportedLayer(ConversionFailed):
     """A route has no converter for a layer or operator."""
 
 
+class ConverterFailed(ConversionFailed):
+    """A function of the user's that adds TensorRT layers raised, or made other results than it must."""
+
+
 class NothingInTensorRT(ConversionFailed):
     """The model was cut, and no part of it is left that TensorRT takes."""
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge import selection
-from torchtrt_bridge.backends import torch2trt as route
 from torchtrt_bridge.backends import torch2trt_library
 from torchtrt_bridge.backends.torch2trt_library import Library
 from torchtrt_bridge.errors import BackendUnavailable, BuildCrashed, ConversionFailed, InvalidOption, UnsupportedLayer
+from torchtrt_bridge.trt import probe
+from torchtrt_bridge.trt.request import Crashed
 
 pytest.importorskip("tensorrt_rtx")
 HERE = Path(__file__).parent
@@ -285,16 +286,15 @@ def test_the_cpu_is_refused_with_a_reason(stand_in):
 
 
 def test_a_builder_that_would_end_the_process_is_not_tried(stand_in, monkeypatch):
-    def crash(request, **_):
+    def crash(request, *_):
         assert request.fill is None, "the process would be gone now"
-        raise BuildCrashed("The build process ended")
+        raise Crashed("The build process ended")
 
-    route._require_a_builder_that_survives.cache_clear()
-    monkeypatch.setattr("torchtrt_bridge.trt.build.build", crash)
+    monkeypatch.setattr(probe, "_survives", False)
+    monkeypatch.setattr(probe, "build_in_child", crash)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BuildCrashed):
         build(Model(), torch.randn(2, 4))
-    route._require_a_builder_that_survives.cache_clear()
 
 
 def test_it_is_tried_last():

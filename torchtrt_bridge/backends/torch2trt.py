@@ -7,7 +7,6 @@ makes plans only, so it has nothing for the CPU.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,7 +56,6 @@ class Torch2TrtBackend:
         from ..trt.request import Request
 
         settings = builder_settings(build)
-        _require_a_builder_that_survives()
         maker = _Maker(captured, precision)
         with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
             plan = build_plan(
@@ -68,7 +66,6 @@ class Torch2TrtBackend:
                     **settings,
                 ),
                 progress=progress,
-                isolate=False,
             )
         if place.target is not None:
             maker.notes.append("torch2trt's converters ignore some arguments of torch's functions: compare the results")
@@ -88,28 +85,6 @@ class Torch2TrtBackend:
             },
             report={"kept_fp32": {}, "notes": maker.notes},
         )
-
-
-@functools.cache
-def _require_a_builder_that_survives() -> None:
-    """Layers that Python calls make cannot be handed to a child process. So where there is no GPU, a child first shows
-    that this TensorRT can build there at all: some versions end the process.
-
-    Raises:
-        BuildCrashed: it cannot.
-    """
-    from onnx import TensorProto, helper
-
-    from ..trt.build import build as build_plan
-    from ..trt.request import Request
-    from ..trt.targets import installed
-
-    if torch.cuda.is_available() or not installed().needs_child_without_gpu:
-        return
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", ends[:1], ends[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    build_plan(Request(model=model.SerializeToString()), isolate=True)
 
 
 class _Maker:

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import BackendUnavailable, BuildCrashed, BuildFailed, InvalidOption
+from ..errors import BackendUnavailable, BridgeError, BuildCrashed, BuildFailed, ConverterFailed, InvalidOption
 from .builder import build_plan, check
 from .flavor import Flavor, Unavailable, flavor
 from .isolation import build_in_child
 from .log import logger
-from .request import Crashed, Failure, NoGpu, Plan, Progress, Refused, Request
+from .probe import require_a_builder_that_survives
+from .request import Crashed, Failure, HandwrittenFailed, NoGpu, Plan, Progress, Refused, Request
 
 #: How long an interrupted build may take to end before the caller stops waiting for it.
 _PATIENCE_S = 1.5
@@ -37,7 +38,8 @@ def build(
 
     Args:
         progress: called on this thread with the phase's name and the fraction of the build that is done.
-        isolate: build in a child process; None does so where this TensorRT could end the process.
+        isolate: build in a child process; None does so where this TensorRT could end the process. A request with
+            ``fill`` is built here; a child then shows that the builder survives at all.
         on_gpu: whether a GPU is here; None asks torch.
 
     Raises:
@@ -52,8 +54,11 @@ def build(
     with own_errors():
         request, bound = prepare(request, on_gpu)
         device = torch.cuda.current_device() if on_gpu else None
-        if isolate or (isolate is None and not on_gpu and bound.needs_child_without_gpu):
+        contained = isolate or (isolate is None and not on_gpu and bound.needs_child_without_gpu)
+        if contained and request.fill is None:
             return build_in_child(request, bound, progress, device)
+        if contained:  # what Python calls make cannot be handed to a child
+            require_a_builder_that_survives(bound)
         return _build_here(request, progress, device)
 
 
@@ -82,7 +87,12 @@ def own_errors() -> Iterator[None]:
     except Unavailable as error:
         raise BackendUnavailable(str(error)) from error
     except Failure as error:
-        kinds = {Refused: InvalidOption, NoGpu: BackendUnavailable, Crashed: BuildCrashed}
+        kinds: dict[type[Failure], type[BridgeError]] = {
+            Refused: InvalidOption,
+            NoGpu: BackendUnavailable,
+            Crashed: BuildCrashed,
+            HandwrittenFailed: ConverterFailed,
+        }
         raise kinds.get(type(error), BuildFailed)(str(error)) from error
 
 

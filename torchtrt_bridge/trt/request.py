@@ -113,7 +113,7 @@ class Failure(Exception):
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Failure:
-        kind = next(kind for kind in (Failure, Refused, NoGpu) if kind.__name__ == data["kind"])
+        kind = next(kind for kind in (Failure, Refused, NoGpu, HandwrittenFailed) if kind.__name__ == data["kind"])
         return kind(data["summary"], tuple(Problem(**p) for p in data["problems"]), tuple(data["messages"]))
 
 
@@ -123,6 +123,10 @@ class Refused(Failure):
 
 class NoGpu(Failure):
     """This TensorRT builds only where there is a GPU."""
+
+
+class HandwrittenFailed(Failure):
+    """A function that adds layers by hand raised, or made what it must not."""
 
 
 class Crashed(Failure):
