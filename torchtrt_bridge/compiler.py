@@ -64,7 +64,9 @@ def compile(
         inputs: what the model is called with: a tensor, a tuple of positional arguments, or a dict of keyword
             arguments. Their shapes are fixed unless made dynamic below.
         precision: ``"fp32"`` (true fp32), ``"fp16"``, ``"bf16"``, or, with ``calibration``, ``"int8"`` or ``"fp8"``.
-            Inputs and results keep the model's dtypes.
+            Inputs and results keep the model's dtypes. A mapping gives layers their own: ``{"default": "fp16",
+            "encoder.layer.0": "fp32", "head.*": "fp32", nn.Conv2d: "bf16", re.compile("blocks.[01]"): "fp32"}``;
+            the innermost module that a key names decides (see :mod:`torchtrt_bridge.layer_rules`).
         backend: ``"auto"`` (the first route that converts and verifies), ``"fastest"`` (every route that can, measured
             here; the choice is kept for the next compilation of the same model) or a route's name.
         dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
@@ -233,7 +235,7 @@ class Options:
         """The limits of the verification where they are not the precision's own."""
         if isinstance(self.verify, Tolerance):
             return self.verify
-        return TF32 if self.build.tf32 and self.precision.name == "fp32" else None
+        return TF32 if self.build.tf32 and self.precision.narrowest == "fp32" else None
 
 
 @contextlib.contextmanager
@@ -285,7 +287,7 @@ class Finish:
 
     def load(self, artifact: Artifact, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
         """The module that runs ``artifact``; ``caches`` are kernels that were compiled for it before."""
-        artifact = dataclasses.replace(artifact, origin=self.origin)
+        artifact = dataclasses.replace(artifact, origin=self.origin, asked=self.options.precision.to_dict())
         if self.options.source:
             from .runtime.program import store
 
@@ -309,7 +311,7 @@ class Finish:
         module.set_report(
             Report(
                 backend=made.backend,
-                precision=options.precision.name,
+                precision=str(options.precision),
                 runtime="+".join(dict.fromkeys(segment.runtime for segment in made.segments)),
                 where=str(place),
                 seconds=self.stages.seconds(),
@@ -355,7 +357,8 @@ def _quantize(
     from .quantization.stage import quantize
 
     with stages("quantizing"):
-        captured, precision = quantize(captured, options.precision, place, calibration, settings)
+        precision = options.precision.bind(captured.program.graph, captured.model)
+        captured, precision = quantize(captured, precision, place, calibration, settings)
     return captured, dataclasses.replace(options, precision=precision)
 
 

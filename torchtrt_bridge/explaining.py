@@ -149,10 +149,11 @@ def explain(
     wanted, parsed = parse_device(device), Precision.parse(precision)
     with ordinary_tensors():
         captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+        parsed = parsed.bind(captured.program.graph, captured.model)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
         work = {node.name: node for node in captured.program.graph.nodes if is_operation(node)}
         answers = tuple(_answer(route, captured, place, work) for route in candidates("auto"))
-    return Explanation(parsed.name, str(place), len(work), answers)
+    return Explanation(str(parsed), str(place), len(work), answers)
 
 
 def is_operation(node: Node) -> bool:

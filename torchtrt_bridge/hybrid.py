@@ -193,7 +193,7 @@ class _Work:
         """Raise unless the piece computes what eager does, at the example's sizes."""
         from .runtime.module import TRTModule
 
-        limit = DEFAULTS[self._precision.name]
+        limit = DEFAULTS[self._precision.narrowest]
         module = TRTModule(self._place.device, _artifact=artifact)
         if any(t.numel() == 0 for t in captured.inputs):
             return  # such a piece is not run

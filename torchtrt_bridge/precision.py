@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Graph, Node
 
-from .casting import Caster, operator_name, retyped
-from .errors import InvalidOption, nearest
+from .casting import Caster
+from .errors import InvalidFile, InvalidOption, nearest
 from .export_lock import export_lock
+from .fx_nodes import operator_name, retyped
+from .layer_rules import Assignment, Rule, bind, parse_rules
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _QUANTIZED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -30,6 +33,7 @@ _ALIASES = {
     **{"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"},
     **{"qint8": "int8", "float8": "fp8", "float8_e4m3fn": "fp8"},
 }
+_BY_ERROR = ("fp32", "fp16", "bf16", "fp8", "int8")
 _CHOICE = "choose 'fp32', 'fp16', 'bf16', 'int8' or 'fp8'"
 
 
@@ -37,8 +41,9 @@ _CHOICE = "choose 'fp32', 'fp16', 'bf16', 'int8' or 'fp8'"
 class Precision:
     """The precision that a module is compiled for: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
 
-    ``other`` is for int8 and fp8 alone: the precision of the operators that are not quantized, ``"fp32"``, ``"fp16"``
-    or ``"bf16"``; None until it is known where the module is to run (:meth:`at`).
+    ``rules`` are the layers that are to have another one (see :mod:`.layer_rules`). ``other`` is for int8 and fp8
+    alone: the precision of the operators that are not quantized, ``"fp32"``, ``"fp16"`` or ``"bf16"``; None until it is
+    known where the module is to run (:meth:`at`).
 
     >>> Precision.parse(torch.float16)
     Precision(name='fp16')
@@ -46,14 +51,18 @@ class Precision:
     torch.bfloat16
     >>> str(Precision("int8", other="fp16")), Precision("int8", other="fp16").dtype
     ('int8', torch.float16)
+    >>> str(Precision.parse({"default": "fp16", "encoder.layer.0": "fp32", torch.nn.Linear: "bf16"}))
+    'fp16; encoder.layer.0: fp32; Linear: bf16'
     """
 
     name: str
+    rules: tuple[Rule, ...] = ()
     other: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.name not in _DTYPES and self.name not in _QUANTIZED:
-            raise InvalidOption(f"Precision(name={self.name!r}): {_CHOICE}.")
+        for name in self.names:
+            if name not in _DTYPES and name not in _QUANTIZED:
+                raise InvalidOption(f"Precision(name={name!r}): {_CHOICE}.")
         if self.other is not None and (self.other not in _DTYPES or not self.quantized):
             raise InvalidOption(
                 f"Precision({self.name!r}, other={self.other!r}): with 'int8' and 'fp8', other may be 'fp32', 'fp16' or"
@@ -61,43 +70,108 @@ class Precision:
             )
 
     @classmethod
-    def parse(cls, value: str | torch.dtype | Precision) -> Precision:
-        """The precision that ``value`` names: a Precision, a name (``"fp16"``, ``"half"``, ...) or a torch dtype.
+    def parse(cls, value: Any) -> Precision:
+        """The precision that ``value`` names: a Precision, a name (``"fp16"``, ``"half"``, ...), a torch dtype, or a
+        mapping of layers to such names, ``{"default": "fp16", "encoder.layer.0": "fp32", nn.Conv2d: "bf16"}``.
 
         Raises:
             InvalidOption: for any other value; the message has the nearest name.
         """
         if isinstance(value, Precision):
             return value
-        name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-        if isinstance(name, str) and name.lower() in _ALIASES:
-            return cls(_ALIASES[name.lower()])
-        hint = nearest(name.lower(), _ALIASES) if isinstance(name, str) else ""
-        raise InvalidOption(f"precision={value!r} is unknown; {_CHOICE}.{hint}")
+        if isinstance(value, Mapping):
+            return cls(*parse_rules(value, _name))
+        return cls(_name(value))
+
+    def bind(self, graph: Graph, model: torch.nn.Module | None) -> Precision:
+        """The same for one model: its classes are known, and every rule is seen to name something.
+
+        Raises:
+            InvalidOption: a rule names nothing in ``graph``; with the nearest names.
+        """
+        return dataclasses.replace(self, rules=bind(self.rules, graph, model)) if self.rules else self
+
+    def at(self, needs_plan: bool, other: str | None = None) -> Precision:
+        """The same with ``other`` decided: what is asked for; else the default's own precision; else, where that is
+        quantized, fp16 in TensorRT plans and fp32 on the CPU, where ONNX Runtime's kernels give that."""
+        if not self.quantized:
+            return self
+        own = self.name if self.name in _DTYPES else "fp16" if needs_plan else "fp32"
+        return dataclasses.replace(self, other=other or self.other or own)
+
+    def of(self, node: Node) -> str:
+        """The name of the precision that ``node``, of a captured graph, was asked to have."""
+        return self._assignment(node)
+
+    def low_of(self, node: Node) -> torch.dtype:
+        """The dtype of ``node`` where it is a matrix product or a convolution that is not quantized."""
+        return self._dtype_of(self.of(node))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The precisions that were asked for, each once, the default first."""
+        return tuple(dict.fromkeys((self.name, *(rule.precision for rule in self.rules))))
+
+    @property
+    def narrowest(self) -> str:
+        """The one of :attr:`names` with the largest error."""
+        return max(self.names, key=_BY_ERROR.index)
 
     @property
     def quantized(self) -> bool:
         """Whether matrix products and convolutions take quantized numbers, which have scales beside them."""
-        return self.name in _QUANTIZED
+        return any(name in _QUANTIZED for name in self.names)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the matrix products and convolutions that are not quantized."""
-        return _DTYPES[self.other or "fp16" if self.quantized else self.name]
+        """The default's dtype of the matrix products and convolutions that are not quantized."""
+        return self._dtype_of(self.name)
 
-    def at(self, needs_plan: bool, other: str | None = None) -> Precision:
-        """The same with ``other`` decided: what is asked for, or fp16 in TensorRT plans and fp32 on the CPU, where ONNX
-        Runtime's kernels for quantized numbers give that."""
-        if not self.quantized:
-            return self
-        return dataclasses.replace(self, other=other or self.other or ("fp16" if needs_plan else "fp32"))
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The dtypes of all matrix products and convolutions that are not quantized."""
+        return frozenset(map(self._dtype_of, self.names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without what has its default."""
+        rules = {"rules": [rule.to_dict() for rule in self.rules]} if self.rules else {}
+        return {"name": self.name, **rules, **({"other": self.other} if self.other is not None else {})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Precision:
+        """The precision that :meth:`to_dict` wrote.
+
+        Raises:
+            InvalidFile: the data is not what :meth:`to_dict` writes.
+        """
+        try:
+            return cls(data["name"], tuple(map(Rule.from_dict, data.get("rules", ()))), other=data.get("other"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidFile(f"The saved precision is damaged: {type(error).__name__}: {error}.") from None
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return _DTYPES[(self.other or "fp16") if name in _QUANTIZED else name]
+
+    @functools.cached_property
+    def _assignment(self) -> Assignment:
+        return Assignment(self.name, self.rules)
 
     def __str__(self) -> str:
-        return self.name
+        return "; ".join([self.name, *map(str, self.rules)])
 
     def __repr__(self) -> str:
+        rules = f", rules={self.rules!r}" if self.rules else ""
         other = f", other={self.other!r}" if self.other is not None else ""
-        return f"Precision(name={self.name!r}{other})"
+        return f"Precision(name={self.name!r}{rules}{other})"
+
+
+def _name(value: Any) -> str:
+    """The name of the one precision that ``value`` is. Raises InvalidOption, with the nearest name."""
+    name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    if isinstance(name, str) and name.lower() in _ALIASES:
+        return _ALIASES[name.lower()]
+    hint = nearest(name.lower(), _ALIASES) if isinstance(name, str) else ""
+    raise InvalidOption(f"precision={value!r} is unknown; {_CHOICE}.{hint}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,12 +200,12 @@ def cast_program(program: ExportedProgram, precision: Precision) -> CastResult:
 
 def _cast(folded: ExportedProgram, precision: Precision) -> CastResult:
     tensors = _constants(folded)
-    caster = Caster(folded.graph, {name: tensor for name, (_, tensor) in tensors.items()}, precision.dtype)
+    caster = Caster(folded.graph, {name: tensor for name, (_, tensor) in tensors.items()}, precision.low_of)
     graph = caster.run()
     state, clamped = _store(tensors, caster.stored)
     notes = list(caster.notes)
     if clamped:
-        notes.append(f"values beyond the range of {precision} were clamped in {', '.join(clamped)}")
+        notes.append(f"values beyond the range of {precision.name} were clamped in {', '.join(clamped)}")
     for node in graph.find_nodes(op="placeholder"):
         if node.name in state:
             node.meta["val"] = retyped(node.meta["val"], state[node.name].dtype)

@@ -86,7 +86,7 @@ def verify(
     if not all(row.passed for row in rows):
         table = "\n".join(f"  {'ok  ' if row.passed else 'MISS'} {row}" for row in rows)
         raise VerificationFailed(
-            f"The compiled module's results differ from the eager model's in {precision.name}:\n{table}\n"
+            f"The compiled module's results differ from the eager model's in {precision}:\n{table}\n"
             f"allowed: relative L2 {limit.relative_l2:.0e}, max error {limit.max_error:.0e}, unequal integers"
             f" {limit.unequal:.1%}. {_advice(precision, rows)}",
             rows=[dataclasses.asdict(row) for row in rows],
@@ -98,12 +98,12 @@ def _narrowest(captured: CapturedModel, precision: Precision) -> str:
     """The precision, or, for a model that is in 16 bits itself, its own: eager's results are no nearer to the truth."""
     dtypes = {spec.dtype for spec in captured.signature.outputs}
     own = "bf16" if "bfloat16" in dtypes else "fp16" if "float16" in dtypes else "fp32"
-    return own if precision.name == "fp32" else precision.name
+    return own if precision.narrowest == "fp32" else precision.narrowest
 
 
 def _advice(precision: Precision, rows: Sequence[Row]) -> str:
     accept = "pass verify=torchtrt_bridge.Tolerance(...) if this error is acceptable."
-    if precision.name != "fp32":
+    if precision.narrowest != "fp32":
         return f"Use a higher precision, or {accept}"
     if all(row.passed or row.relative_l2 < TF32.relative_l2 for row in rows):
         return (

@@ -73,7 +73,8 @@ class Artifact:
 
     ``provenance`` is plain data: versions of torch, of TensorRT and of the backend, the flavour, the GPU's compute
     capability or the build's target. ``report`` is plain data too (see :mod:`torchtrt_bridge.report`). ``results``
-    names the wires of the flat outputs where the segments are wired.
+    names the wires of the flat outputs where the segments are wired. ``precision`` is the name of the default one, and
+    ``asked`` the whole :class:`~torchtrt_bridge.Precision` as plain data, where it says more.
     """
 
     segments: tuple[Segment, ...]
@@ -86,6 +87,7 @@ class Artifact:
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     origin: Origin = Origin()
     results: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def runtime(self) -> str:

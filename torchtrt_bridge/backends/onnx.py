@@ -75,11 +75,12 @@ class OnnxBackend:
 def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
     inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
     unknown = sorted({spec.dtype for spec in (*signature.inputs, *signature.outputs)} - set(_ORT_DTYPES))
-    if precision.dtype != torch.float32 or unknown:
+    low = sorted(str(dtype).removeprefix("torch.") for dtype in precision.dtypes - {torch.float32})
+    if low or unknown:
         from ..runtime.program import store
 
         program = store(cast.program).owned()
-        lack = f"take {unknown[0]} tensors" if unknown else f"compute in {str(precision.dtype).removeprefix('torch.')}"
+        lack = f"take {unknown[0]} tensors" if unknown else f"compute in {' or '.join(low)}"
         note = f"ONNX Runtime's CPU kernels do not {lack}; PyTorch runs the cast program"
         return Segment("torch", inputs, outputs, program=program), {}, [note]
     import onnxruntime

@@ -55,6 +55,11 @@ class Torch2TrtBackend:
         from ..trt.build import build as build_plan
         from ..trt.request import Request
 
+        if len(precision.names) > 1:
+            raise ConversionFailed(
+                f"torch2trt writes one precision into the whole model, and layers were asked to have their own"
+                f" ({precision}). Leave those out, or let backend='onnx' or 'torch_tensorrt' compile it."
+            )
         settings = builder_settings(build)
         maker = _Maker(captured, precision)
         with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():

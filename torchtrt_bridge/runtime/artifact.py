@@ -74,6 +74,7 @@ def to_tensors(artifact: Artifact, runtime_caches: Sequence[bytes | torch.Tensor
         "segments": [_segment(segment) for segment in artifact.segments],
         "tensors": {key: _entry(tensor) for key, tensor in tensors.items()},
         **({"results": artifact.results} if artifact.results else {}),
+        **({"asked": artifact.asked} if set(artifact.asked) - {"name"} else {}),
     }
     return {**{key: tensor.detach() for key, tensor in tensors.items()}, "manifest": manifest.write(fields)}
 
@@ -127,6 +128,7 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> tuple[Artifact, tuple[t
         report=fields["report"],
         origin=Origin.from_dict(fields.get("origin", {})),
         results=tuple(fields.get("results", ())),
+        asked=fields.get("asked", {}),
     )
     wires.check(artifact)
     return artifact, tuple(caches)

@@ -34,7 +34,7 @@ _FIELDS = {
     "tensors": dict,
     "digest": str,
 }
-_OPTIONAL = {"origin": dict, "results": list}  # files of earlier versions, or of one segment, lack them
+_OPTIONAL = {"origin": dict, "results": list, "asked": dict}  # files of earlier versions, or of one segment, lack them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "Fetch or copy the file again, or compile and save the model again."
 
