@@ -12,6 +12,7 @@ import torch
 from .capture import CapturedModel
 from .dynamic import resize, shapes_for
 from .errors import VerificationFailed
+from .near_ties import align
 from .precision import Precision
 
 
@@ -81,8 +82,12 @@ def verify(
     for at, tensors in cases(captured):
         reference = captured.eager(tensors)
         actual = run(tensors)
-        for spec, expected, result in zip(captured.signature.outputs, reference, actual, strict=True):
-            rows.append(compare(at, spec.name, expected, result, limit))
+        found = _rows(captured, at, reference, actual, limit)
+        if not all(row.passed for row in found):
+            aligned = align(captured.signature.outputs, reference, actual, limit.max_error)
+            again = _rows(captured, f"{at}, near ties in eager's order", reference, aligned, limit)
+            found = again if all(row.passed for row in again) else found
+        rows += found
     if not all(row.passed for row in rows):
         table = "\n".join(f"  {'ok  ' if row.passed else 'MISS'} {row}" for row in rows)
         raise VerificationFailed(
@@ -92,6 +97,17 @@ def verify(
             rows=[dataclasses.asdict(row) for row in rows],
         )
     return tuple(rows)
+
+
+def _rows(
+    captured: CapturedModel,
+    at: str,
+    reference: Sequence[torch.Tensor],
+    actual: Sequence[torch.Tensor],
+    limit: Tolerance,
+) -> list[Row]:
+    outputs = captured.signature.outputs
+    return [compare(at, s.name, e, a, limit) for s, e, a in zip(outputs, reference, actual, strict=True)]
 
 
 def _narrowest(captured: CapturedModel, precision: Precision) -> str:
