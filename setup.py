@@ -24,6 +24,7 @@ setup(
         "torchtrt_bridge.compat.torch2trt",
         "torchtrt_bridge.converters",
         "torchtrt_bridge.quantization",
+        "torchtrt_bridge.registry",
         "torchtrt_bridge.runtime",
         "torchtrt_bridge.tools",
         "torchtrt_bridge.trt",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .network import from_network
     from .precision import Precision
     from .quantization.settings import Quantization
+    from .registry import Call, Converter, Registration, converter
     from .report import Report
     from .structure import register_result
     from .tools.benchmark import Benchmark, benchmark
@@ -41,11 +42,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Benchmark",
     "BuildOptions",
+    "Call",
     "Comparison",
+    "Converter",
     "Dim",
     "Explanation",
     "Precision",
     "Quantization",
+    "Registration",
     "Report",
     "TRTModule",
     "Tolerance",
@@ -55,6 +59,7 @@ __all__ = [
     "compare",
     "compile",
     "compile_file",
+    "converter",
     "doctor",
     "errors",
     "explain",
@@ -67,11 +72,14 @@ __all__ = [
 
 _LAZY = {
     "Benchmark": "tools.benchmark",
+    "Call": "registry",
     "Comparison": "tools.comparison",
+    "Converter": "registry",
     "Dim": "signature",
     "Explanation": "explaining",
     "Precision": "precision",
     "Quantization": "quantization.settings",
+    "Registration": "registry",
     "Report": "report",
     "TRTModule": "runtime.module",
     "Tolerance": "verify",
@@ -80,6 +88,7 @@ _LAZY = {
     "compare": "tools.compare",
     "compile": "compiler",
     "compile_file": "importing",
+    "converter": "registry",
     "doctor": "tools.doctor",
     "explain": "explaining",
     "from_network": "network",

@@ -33,7 +33,10 @@ from .errors import (
 )
 from .export_lock import export_lock
 from .exportable import allow_few_boxes, exportable_detection
+from .forms import FormCall
+from .keeping import Kept, keeping
 from .purity import Purity
+from .registry import Snapshot
 from .signature import Signature, TensorSpec, describe_parameters
 from .specialization import Guards, explain_specialization
 from .structure import Node, Unstorable, describe, rebuild
@@ -47,6 +50,11 @@ class CapturedModel:
     it is functional, and module names in it carry the prefix ``model.``. ``inputs`` are the flat example tensors, at
     the sizes that the capture ran with. ``constants`` are the results that no input changes. ``eager`` runs the user's
     own module on flat inputs and gives flat outputs; ``model`` is None where a saved program is rebuilt.
+
+    What converters add (see :mod:`.lowering`): ``formed`` is the program in which each call that has a TensorRT, ONNX
+    or plugin form is one opaque operator, and ``calls`` says, by the operator's name (``str(node.target)``), which call
+    that is; ``program`` has plain operators only. ``routes`` holds another captured model for each route that some
+    converters are limited to. ``kept`` are the calls that wait for that stage.
     """
 
     program: ExportedProgram
@@ -56,6 +64,14 @@ class CapturedModel:
     model: nn.Module | None
     eager: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
     device: torch.device
+    formed: ExportedProgram | None = None
+    calls: Mapping[str, FormCall] = dataclasses.field(default_factory=dict)
+    routes: Mapping[str, CapturedModel] = dataclasses.field(default_factory=dict)
+    kept: Kept | None = None
+
+    def for_route(self, name: str) -> CapturedModel:
+        """The captured model that the route called ``name`` is to take."""
+        return self.routes.get(name, self)
 
 
 def capture(
@@ -64,8 +80,11 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
+    converters: Snapshot | None = None,
 ) -> CapturedModel:
     """Capture ``model`` called with ``inputs``: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Calls of Python functions and modules that ``converters`` are for stay whole; :func:`.lowering.lower` is to follow.
 
     The model's parameters, buffers and attributes, the inputs, the random state and the default dtype are as before
     when this returns or raises.
@@ -88,7 +107,8 @@ def capture(
         try:
             result, written = _run_eagerly(model, call, examples, purity)
             flat = _FlatModule(model, call, result, written, dynamic)
-            program = _export(flat, call, examples, dynamic)
+            with keeping(model, converters or Snapshot()) as kept:
+                program = _export(flat, call, examples, dynamic)
         finally:
             purity.restore()
     signature, program = _sign(model, call, result, flat, program, dynamic, examples)
@@ -104,7 +124,8 @@ def capture(
         return [values[i] for i in flat.kept]
 
     constants = tuple(result.constants) + tuple(flat.folded)
-    return CapturedModel(program, signature, examples, constants, model, eager, device)
+    kept_or_none = kept if kept.calls else None
+    return CapturedModel(program, signature, examples, constants, model, eager, device, kept=kept_or_none)
 
 
 def device_of(model: nn.Module, tensors: Sequence[torch.Tensor] = ()) -> torch.device:

@@ -1,7 +1,8 @@
 """The casts that make each operator of a captured graph run in its dtype: the graph written anew, node by node.
 
 What decides is in :mod:`.dtype_choice`. Operators of other libraries and higher-order operators (``cond``) run **as
-captured**: nothing is known of what they take, so they get the dtypes that they were captured with.
+captured**: nothing is known of what they take, so they get the dtypes that they were captured with. An opaque call of
+a **converter** runs in what its registration says (:class:`.registry.Registration`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils import _pytree
 
 from .casts import Casts
 from .dtype_choice import DtypeChoice, Trait
+from .forms import call_of
 from .fx_nodes import (
     dtypes,
     is_float,
@@ -111,6 +113,9 @@ class Caster:
             return self._getitem(node)
         if not isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
             return self._copy(node)  # arithmetic on sizes
+        call = call_of(target)
+        if call is not None and call.registration is not None:
+            return self._converted(node, call.registration.precision)
         # view.dtype reads the bits of its input, so they must stay what they are
         if getattr(target, "namespace", "") != "aten" or target is aten.view.dtype:
             self._note(f"{target} in {module_path(node) or 'the model'} runs in the precision of the model")
@@ -165,6 +170,22 @@ class Caster:
         new = self._copy(node)
         new.meta["val"] = parent.meta["val"][node.args[1]]
         self._choice.traits[new] = self._choice.traits.get(parent, Trait.NONE)
+        return new
+
+    def _converted(self, node: Node, precision: str) -> Node:
+        """An opaque call of a converter, its float inputs all in one dtype; its ATen form says what it gives then."""
+        low = self._low_of(node)
+        floats = [n for n in map(self._new.__getitem__, tensor_nodes(node)) if is_float(n.meta["val"])]
+        lowered = precision == "low" or (precision == "follow" and any(map(self._choice.is_low, floats)))
+        dtype = low if lowered else torch.float32
+
+        def argument(old: Node) -> Node:
+            new = self._new[old]
+            return self._casts.cast(new, dtype) if new in floats else new
+
+        new = self._emit(node, torch.fx.map_arg(node.args, argument), {}, dtype)
+        if floats and dtype == torch.float32 != low:
+            self.kept.setdefault(operator_name(node), []).append(module_path(node))
         return new
 
     def _as_captured(self, node: Node) -> Node:

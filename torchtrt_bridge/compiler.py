@@ -1,6 +1,7 @@
 """compile() and build(): the whole data flow, on one screen.
 
-    model, inputs -> capture -> quantize -> select a backend: cast, convert, build -> TRTModule -> verify -> its report
+    model, inputs -> capture -> lower -> quantize -> select a backend: cast, convert, build -> TRTModule -> verify
+                  -> its report
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from .backends.base import Artifact, Place
 from .backends.torch_tensorrt_settings import check_route
 from .capture import CapturedModel, capture
 from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
+from .lowering import lower
 from .options import BuildOptions
 from .origin import Origin
 from .precision import Precision
 from .progress import Stages
 from .quantization.settings import Quantization
+from .registry import Snapshot, converter
 from .report import Report
 from .runtime.module import TRTModule
 from .selection import candidates, convert_and_check
@@ -55,6 +58,7 @@ def compile(
     cuda_graph: bool | str = "auto",
     max_graphs: int = 4,
     attributes: Sequence[str] | None = None,
+    converters: Any = None,
     **unknown: Any,
 ) -> TRTModule:
     """A drop-in module that runs ``model`` on TensorRT.
@@ -87,6 +91,7 @@ def compile(
         max_contexts, cuda_graph, max_graphs: see :class:`TRTModule`.
         attributes: names of the model's attributes to copy, such as ``("config", "num_classes")``: plain data, which
             is saved with the module. None means those that ``transformers`` and ``timm`` read, where there are any.
+        converters: converters for this call alone (see :data:`torchtrt_bridge.converter`), before those registered.
 
     Returns:
         An ``nn.Module`` with the model's call signature, results and dtypes.
@@ -105,8 +110,9 @@ def compile(
     options = Options.parse(
         precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid
     )
+    registered = converter.snapshot(converters)
     with Stages() as stages, ordinary_tensors():
-        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
+        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(wanted or captured.device)
         captured, options = _quantize(captured, options, place, calibration, quantize, stages)
         return make(captured, place, options, stages, Origin.of(model, attributes))
@@ -131,6 +137,7 @@ def build(
     cuda_graph: bool | str = "auto",
     max_graphs: int = 4,
     attributes: Sequence[str] | None = None,
+    converters: Any = None,
     **unknown: Any,
 ) -> TRTModule:
     """Build the TensorRT engine for a GPU that this machine does not have, to be saved here and loaded there.
@@ -149,8 +156,9 @@ def build(
     options = Options.parse(
         precision, backend, build, False, source, max_contexts, cuda_graph, max_graphs, hybrid
     )
+    registered = converter.snapshot(converters)
     with Stages() as stages, ordinary_tensors():
-        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, stages)
+        captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(torch.device("cpu"), target or "portable")
         captured, options = _quantize(captured, options, place, calibration, quantize, stages)
         return make(captured, place, options, stages, Origin.of(model, attributes))
@@ -345,9 +353,15 @@ def _own_notes(options: Options, place: Place) -> list[str]:
     return notes
 
 
-def _capture(model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, stages: Stages) -> CapturedModel:
+def _capture(
+    model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, registered: Snapshot, stages: Stages
+) -> CapturedModel:
     with stages("capturing"):
-        return capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+        captured = capture(
+            model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, converters=registered
+        )
+    with stages("lowering"):
+        return lower(captured, registered)
 
 
 def _quantize(
@@ -358,8 +372,10 @@ def _quantize(
 
     with stages("quantizing"):
         precision = options.precision.bind(captured.program.graph, captured.model)
-        captured, precision = quantize(captured, precision, place, calibration, settings)
-    return captured, dataclasses.replace(options, precision=precision)
+        quantized, precision = quantize(captured, precision, place, calibration, settings)
+    if quantized.program is not captured.program:  # which other forms of the program are not
+        quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={})
+    return quantized, dataclasses.replace(options, precision=precision)
 
 
 def _refuse_unknown(function: Any, unknown: dict[str, Any]) -> None:

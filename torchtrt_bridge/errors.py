@@ -71,7 +71,12 @@ class UnsupportedLayer(ConversionFailed):
 
 
 class ConverterFailed(ConversionFailed):
-    """A function of the user's that adds TensorRT layers raised, or made other results than it must."""
+    """A registered converter, or a function of the user's that adds TensorRT layers, raised or made other results than it
+    must: another number, dtype or shape."""
+
+
+class ConverterClash(BridgeError, ValueError):
+    """Two converters are registered for the same thing; the message names both places."""
 
 
 class NothingInTensorRT(ConversionFailed):

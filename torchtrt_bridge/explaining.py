@@ -16,7 +16,9 @@ from .backends.base import Backend, Place
 from .capture import CapturedModel, capture
 from .compiler import ordinary_tensors, parse_device
 from .errors import BridgeError
+from .lowering import lower
 from .precision import Precision
+from .registry import converter
 from .selection import candidates
 from .tracebacks import leaves_no_memory
 
@@ -127,6 +129,7 @@ def explain(
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
     target: str | None = None,
+    converters: Any = None,
 ) -> Explanation:
     """What each route would do with ``model``, and why. The model is captured; nothing is converted or built.
 
@@ -146,9 +149,12 @@ def explain(
         >>> found.routes[0].route, found.routes[0].takes, found.operations
         ('onnx', True, 1)
     """
-    wanted, parsed = parse_device(device), Precision.parse(precision)
+    wanted, parsed, registered = parse_device(device), Precision.parse(precision), converter.snapshot(converters)
     with ordinary_tensors():
-        captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+        captured = capture(
+            model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, converters=registered
+        )
+        captured = lower(captured, registered)
         parsed = parsed.bind(captured.program.graph, captured.model)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
         work = {node.name: node for node in captured.program.graph.nodes if is_operation(node)}

@@ -84,6 +84,7 @@ class Attempts:
         finish: Callable[[Artifact], TRTModule],
     ) -> TRTModule | None:
         """The module of ``route``, verified by ``finish``; None where there is none, with a row that says why."""
+        captured = captured.for_route(route.name)
         support = route.supports(captured, place)
         if not support.possible:
             self.rows.append(Attempt(route.name, "impossible", "; ".join(support.reasons)))
