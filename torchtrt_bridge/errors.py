@@ -71,8 +71,8 @@ class UnsupportedLayer(ConversionFailed):
 
 
 class ConverterFailed(ConversionFailed):
-    """A registered converter, or a function of the user's that adds TensorRT layers, raised or made other results than it
-    must: another number, dtype or shape."""
+    """A converter, or a function of the user's that adds TensorRT layers, raised, or made other results than it must:
+    another number, dtype or shape."""
 
 
 class ConverterClash(BridgeError, ValueError):

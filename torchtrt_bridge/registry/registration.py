@@ -166,23 +166,23 @@ class Converter:
         """Add the plugin form, for TensorRT's full flavour."""
         return self._add("plugin", function)
 
-    def _add(self, form: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _add(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(function):
-            raise InvalidOption(f"@converter(...).{form} decorates a function, and was given {function!r}.")
-        plain = function.registration.aten if isinstance(function, Converter) else function
+            raise InvalidOption(f"@converter(...).{name} decorates a function, and was given {function!r}.")
+        plain: Any = function.registration.aten if isinstance(function, Converter) else function
+        form: dict[str, Any] = {name: plain}
         old = self._registration
         if old is None:
-            described = self._describe(plain)  # type: ignore[arg-type]
-            self._registration = dataclasses.replace(described, **{form: plain})
+            self._registration = dataclasses.replace(self._describe(plain), **form)
             self._layer.add(self._registration)
             return function
-        before = getattr(old, form)
-        if before is not None and not Definition.of(before).same_name(Definition.of(plain)):  # type: ignore[arg-type]
+        before = getattr(old, name)
+        if before is not None and not Definition.of(before).same_name(Definition.of(plain)):
             raise ConverterClash(
-                f"The converter of {old.target} has two {form} forms: {Definition.of(before)} and"
-                f" {Definition.of(plain)}."  # type: ignore[arg-type]
+                f"The converter of {old.target} has two {name} forms: {Definition.of(before)} and"
+                f" {Definition.of(plain)}."
             )
-        self._registration = dataclasses.replace(old, **{form: plain})
+        self._registration = dataclasses.replace(old, **form)
         self._layer.replace(old, self._registration)
         return function
 

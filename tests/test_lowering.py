@@ -1,0 +1,188 @@
+"""Converters' forms in captured programs: what is spelled out, what stays opaque, what is refused by name."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge.capture import CapturedModel, capture
+from torchtrt_bridge.fx_nodes import module_path
+from torchtrt_bridge.lowering import lower, serving
+from torchtrt_bridge.precision import Precision, cast_program
+
+
+@torch.library.custom_op("lowering_tests::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.lowering_tests.norm(x, self.weight)
+
+
+class Gate(nn.Module):
+    """A layer with nested results, a parameter and an attribute."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.3]))
+        self.factor = factor
+
+    def forward(self, x: Tensor, shift: float = 0.5) -> dict[str, Any]:
+        return {"out": x * torch.sigmoid(self.slope * x) * self.factor + shift, "unused": None}
+
+
+def wave(x: Tensor, scale: float = 1.0) -> Tensor:
+    return x.sin() * scale
+
+
+class Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        return x.clamp(min=low), x + 1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+class Model(nn.Module):
+    """Every kind of target once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.gate = nn.Linear(4, 4), Norm(), Gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gate(self.norm(self.linear(x)))["out"]
+        low, more = Clip.apply(wave(x, scale=2.0), 0.1)
+        return low + more
+
+
+@pytest.fixture(autouse=True)
+def _own_converters() -> Iterator[None]:
+    with ttb.converter.scope():
+        yield
+
+
+def lowered(model: nn.Module, x: Any, **options: Any) -> CapturedModel:
+    snapshot = ttb.converter.snapshot()
+    return lower(capture(model.eval(), x, converters=snapshot, **options), snapshot)
+
+
+def operators(program: torch.export.ExportedProgram) -> list[str]:
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+def assert_computes(captured: CapturedModel, x: Tensor) -> None:
+    program = captured.program.module()
+    torch.testing.assert_close(program(x)[0], captured.eager([x])[0])
+
+
+def test_every_kind_of_target_becomes_plain_operators() -> None:
+    @ttb.converter("lowering_tests::norm")
+    def of_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        out.copy_(x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight)  # writes in place
+        return out
+
+    @ttb.converter(Gate)
+    def of_gate(gate: Gate, x: Tensor, shift: float) -> dict[str, Any]:
+        return {"out": torch.nn.functional.silu(x * gate.slope) / gate.slope * gate.factor + shift, "unused": None}
+
+    @ttb.converter(wave)
+    def of_wave(x: Tensor, scale: float) -> Tensor:
+        return torch.cos(x - torch.pi / 2) * scale
+
+    @ttb.converter(Clip)
+    def of_clip(x: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        return torch.relu(x - low) + low, x + 1
+
+    captured = lowered(Model(), torch.randn(3, 4), dynamic_batch=(1, 3, 8))
+    names = operators(captured.program)
+    assert {"aten.silu.default", "aten.cos.default", "aten.relu.default", "aten.rsqrt.default"} <= set(names)
+    assert {name.partition(".")[0] for name in names} == {"aten"}
+    assert captured.formed is None and not captured.calls
+    assert_computes(captured, torch.randn(5, 4))
+    assert "silu" in [n.name for n in captured.program.graph.nodes if module_path(n) == "gate"]
+
+
+def test_a_call_with_a_tensorrt_form_is_one_opaque_operator_beside_the_plain_program() -> None:
+    @ttb.converter("lowering_tests::norm")
+    def of_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+    @of_norm.tensorrt
+    def _(ctx: Any, x: Any, weight: Any, eps: float) -> Any: ...
+
+    captured = lowered(Model(), torch.randn(3, 4), dynamic_batch=(1, 3, 8))
+    assert captured.formed is not None
+    ((name, call),) = captured.calls.items()
+    assert operators(captured.formed).count(name) == 1
+    assert call.place == "norm" and call.registration is of_norm.registration
+    assert call.bind(["x", "weight"]) == (("x", "weight", 1e-5), {})  # the schema's default among them
+    assert all(operator.startswith("aten.") for operator in operators(captured.program))
+    assert serving(captured, lambda call: False) is captured.program
+    assert serving(captured, lambda call: True) is captured.formed
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(captured.formed.module()(x)[0], captured.eager([x])[0])
+
+
+def test_an_opaque_module_gives_its_attributes_and_the_values_of_its_parameters() -> None:
+    of_gate = ttb.converter(Gate)
+
+    @of_gate.tensorrt
+    def _(ctx: Any, gate: Any, x: Any, shift: float) -> Any: ...
+
+    captured = lowered(Model(), torch.randn(3, 4))
+    ((_, call),) = captured.calls.items()
+    (gate, x, shift), kwargs = call.bind(["x", "slope"])
+    assert (gate.slope, gate.factor, x, shift, kwargs) == ("slope", 2.0, "x", 0.5, {})
+    assert "aten.sigmoid.default" in operators(captured.program)  # without an ATen form, the module's own forward
+    assert_computes(captured, torch.randn(3, 4))
+
+
+def test_opaque_operators_go_when_nobody_holds_the_captured_model() -> None:
+    of_wave = ttb.converter(wave)
+    of_wave.tensorrt(lambda ctx, x, scale: None)
+    captured = lowered(Model(), torch.randn(3, 4))
+    (name,) = captured.calls
+    full = name.removesuffix(".default").replace(".", "::")
+    assert full in torch._C._dispatch_get_all_op_names()
+    del captured
+    gc.collect()
+    assert not any(op.startswith("torchtrt_bridge_calls::") for op in torch._C._dispatch_get_all_op_names())
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("follow", torch.float16), ("low", torch.float16), ("fp32", torch.float32)]
+)
+def test_an_opaque_call_is_cast_as_its_registration_wants(precision: str, inside: torch.dtype) -> None:
+    @ttb.converter("lowering_tests::norm", precision=precision)
+    def of_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+    of_norm.tensorrt(lambda ctx, x, weight, eps: None)
+    captured = lowered(Model(), torch.randn(3, 4))
+    assert captured.formed is not None
+    cast = cast_program(captured.formed, Precision.parse("fp16"))
+    (node,) = [n for n in cast.program.graph.nodes if str(n.target) in captured.calls]
+    assert [n.meta["val"].dtype for n in node.all_input_nodes] == [inside, inside]
+    assert node.meta["val"].dtype == inside
+    assert (cast.kept.get(node.target._schema.name.partition("::")[2]) == ["norm"]) == (precision == "fp32")
