@@ -27,6 +27,7 @@ import stat
 import time
 from collections.abc import Iterator
 
+from .digests import digest
 from .errors import InvalidOption
 
 VARIABLE = "TORCHTRT_BRIDGE_CACHE"
@@ -34,7 +35,7 @@ SIZE_VARIABLE = "TORCHTRT_BRIDGE_CACHE_SIZE"
 
 _log = logging.getLogger("torchtrt_bridge")
 _said: set[str] = set()
-_MAGIC = b"torchtrt_bridge cache 1\n"
+_MAGIC = b"torchtrt_bridge cache 2\n"
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
 _DEFAULT_SIZE = "1G"
@@ -218,7 +219,7 @@ def _name(key: str) -> str:
 
 def _digest(key: str, data: bytes) -> bytes:
     """Of the key as well: an entry under another's name is a damaged one."""
-    return hashlib.sha256(_name(key).encode() + data).digest()
+    return hashlib.sha256(_name(key).encode() + digest(data)).digest()
 
 
 def _read(name: str, folder: int) -> bytes:

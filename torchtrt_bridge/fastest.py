@@ -77,7 +77,7 @@ def fastest(
         key = _key(captured, place, options) if cache.folder is not None else None
         data = cache.get(key) if key is not None else None
     if data is not None:
-        kept = _kept(data, finish)
+        kept = _kept(data, stages, finish)
         if kept is not None:
             return kept
     attempts = Attempts()
@@ -123,12 +123,13 @@ def _key(captured: CapturedModel, place: Place, options: Any) -> str | None:
         return None
 
 
-def _kept(data: bytes, finish: Finish) -> TRTModule | None:
+def _kept(data: bytes, stages: Stages, finish: Finish) -> TRTModule | None:
     """The module that was chosen before; None where it does not hold."""
     from .runtime.artifact import from_tensors
 
     try:
-        artifact, caches = from_tensors(safetensors.torch.load(data))
+        with stages("loading"):
+            artifact, caches = from_tensors(safetensors.torch.load(data), intact=True)
         rows = artifact.report["routes"]
         module = finish.check(finish.load(artifact, caches))
     except (BridgeError, KeyError, safetensors.SafetensorError) as error:

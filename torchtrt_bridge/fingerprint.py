@@ -8,7 +8,6 @@ particular enough would give a wrong result, so what cannot be described is neve
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from .backends.base import Place
 from .capture import CapturedModel
+from .digests import digest, digests
 from .runtime.contents import contents
 
 _PACKAGES = (
@@ -140,18 +140,17 @@ def _specs(specs: Iterable[Any]) -> list[Any]:
 
 
 def _tensors(tensors: Mapping[str, Any]) -> list[Any]:
-    """Name, form and digest of each; several at a time, for a model's weights take a while."""
+    """Name, form and digest of each."""
     names = sorted(tensors)
     for name in names:
         if type(tensors[name]) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             raise Indescribable(f"{name}, a {type(tensors[name]).__qualname__}")
-    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: _digest(tensors[name]), names))
-    return [[name, _tensor(tensors[name]), digest] for name, digest in zip(names, digests)]
+    found = digests(contents(tensors[name]) for name in names)
+    return [[name, _tensor(tensors[name]), one.hex()] for name, one in zip(names, found, strict=True)]
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(contents(tensor.detach().cpu().contiguous())).hexdigest()
+    return digest(contents(tensor)).hex()
 
 
 def _here(place: Place) -> dict[str, Any]:
