@@ -16,6 +16,7 @@ from torch import nn
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends import torch_tensorrt as route
 from torchtrt_bridge.backends.base import Place
+from torchtrt_bridge.trt.targets import installed
 from torchtrt_bridge.verify import TF32
 
 pytestmark = [
@@ -113,7 +114,12 @@ def check(model, args, others, precision="fp32", **how):
     if precision == "fp32" and rounds_to_tf32():
         limit, how = 5e-3, {**how, "verify": TF32}
     with nothing_changes(model, *args):
-        fast = ttb.compile(model, args, precision, backend="torch_tensorrt", hybrid=False, **how)
+        try:
+            fast = ttb.compile(model, args, precision, backend="torch_tensorrt", hybrid=False, **how)
+        except (ttb.errors.BuildFailed, ttb.errors.ConversionFailed) as error:
+            if "Myelin" in str(error) and installed().version.startswith("1.4"):
+                pytest.skip(f"TensorRT-RTX 1.4's own compiler fails on it, which is refused: {str(error)[:200]}")
+            raise
     assert fast.backend == "torch_tensorrt" and fast.report.runtime == "tensorrt"
     for other in others:
         assert_same(fast(*other), eager(model, *other), rtol=limit, atol=limit)
