@@ -81,7 +81,7 @@ def cut(program: ExportedProgram, refused: Mapping[str, str], smallest: int = SM
 def is_operation(node: Node) -> bool:
     """Whether ``node`` computes tensors: the unit in which a cut is counted."""
     return node.op == "call_function" and node.target is not operator.getitem and not is_number(node) and not (
-        _is_assertion(node)
+        is_assertion(node)
     )
 
 
@@ -121,7 +121,8 @@ class Graph:
         user = set(program.graph_signature.user_inputs)
         self.inputs = [n for n in self.nodes if n.op == "placeholder" and n.name in user]
         self.results: list[Node] = [n for n in self.nodes[-1].args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
-        self.assertions = [n for n in self.nodes if _is_assertion(n)]
+        self.assertions = [n for n in self.nodes if is_assertion(n)]
+        self._home = {n.meta["val"].device.type for n in self.inputs}
         self._at = {node: index for index, node in enumerate(self.nodes)}
         self._varying = self._vary()
         self.work = [n for n in self.nodes if n.op == "call_function" and self._is_work(n)]
@@ -141,7 +142,7 @@ class Graph:
         return varying
 
     def _is_work(self, node: Node) -> bool:
-        if _is_assertion(node):
+        if is_assertion(node):
             return False
         if is_number(node):
             return node.target in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
@@ -152,8 +153,11 @@ class Graph:
 
     def needs_torch(self, node: Node) -> bool:
         """Whether the sizes at ``node`` keep it from TensorRT: they depend on the data and may be 0 where its result is
-        not empty, or they come from a number and not from a tensor's shape."""
+        not empty, or they come from a number and not from a tensor's shape. Or its tensors are not all on the model's
+        device."""
         if is_number(node) or reads_data(node):
+            return True
+        if {t.device.type for n in (node, *node.all_input_nodes) for t in tensors_of(n)} - self._home:
             return True
         symbols = self.data_sizes(node)
         if not all(_is_empty_without(value, symbol) for value in tensors_of(node) for symbol in symbols):
@@ -280,7 +284,7 @@ def _is_worth_it(piece: Piece, smallest: int) -> bool:
     return heavy or (not piece.kind and piece.operations >= smallest)
 
 
-def _is_assertion(node: Node) -> bool:
+def is_assertion(node: Node) -> bool:
     return node.op == "call_function" and str(node.target).startswith(_ASSERTIONS)
 
 

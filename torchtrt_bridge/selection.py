@@ -16,6 +16,7 @@ from .backends.base import Artifact, Backend, Place
 from .backends.onnx import OnnxBackend
 from .backends.torch2trt import Torch2TrtBackend
 from .backends.torch_tensorrt import TorchTensorRTBackend
+from .edges import Edges, elsewhere
 from .errors import (
     BackendUnavailable,
     BridgeError,
@@ -84,19 +85,22 @@ class Attempts:
         finish: Callable[[Artifact], TRTModule],
     ) -> TRTModule | None:
         """The module of ``route``, verified by ``finish``; None where there is none, with a row that says why."""
+        began = time.perf_counter()
         captured = captured.for_route(route.name)
-        support = route.supports(captured, place)
-        if not support.possible:
-            self.rows.append(Attempt(route.name, "impossible", "; ".join(support.reasons)))
+        edges = Edges.of(captured, place) if hasattr(route, "refusals") else None
+        given = captured if edges is None else edges.inner
+        support = route.supports(given, place)
+        reasons = (*support.reasons, *elsewhere(given)) if route in BACKENDS else support.reasons
+        if reasons or not support.possible:
+            self.rows.append(Attempt(route.name, "impossible", "; ".join(reasons)))
             self._missing.append(support.missing)
             return None
-        began = time.perf_counter()
         try:
             if route in BACKENDS:
                 refuse_foreign(route, options)
             with stages("converting") as progress:
-                artifact = route.convert(captured, precision, options, place, progress)
-            return finish(artifact)
+                artifact = route.convert(given, precision, options, place, progress)
+            return finish(artifact if edges is None else edges.around(artifact))
         except BridgeError as error:
             failure = error
         except Exception as error:  # a fault of one route, in whatever library it drives, must not cost the others

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtrt_bridge.converters import decompositions
+from torchtrt_bridge.converters.sizes import COUNTED
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "sweep"))
 
@@ -79,6 +80,32 @@ def test_a_converter_is_its_operator(name: str) -> None:
                 torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, equal_nan=True)
             tried += 1
     assert tried and mode.met
+
+
+@pytest.mark.parametrize("name", ["nonzero", "where", "masked_select", "index", "unique_consecutive", "_unique2"])
+def test_all_rows_and_their_number(name: str) -> None:
+    """The right rows come first, as many as eager's."""
+    x = torch.randint(0, 3, (4, 5, 2))
+    options: list[tuple[Any, ...]] = [()]
+    if name == "masked_select":
+        options = [(x[:, :1] > 0,)]
+    elif name == "index":
+        options = [([x > 0],), ([x[:, :, 0] > 0],), ([x[:, 0, 0] > 5],)]
+    elif name.startswith("unique"):
+        options = [(True, True), (True, True, 1)]
+    elif name == "_unique2":
+        options = [(True, True, True)]
+    for arguments in options:
+        packet = getattr(torch.ops.aten, name)
+        operator = packet.Tensor if name == "index" else packet.default
+        expected = packet(x, *arguments)
+        *actual, count = COUNTED[operator](x, *arguments)
+        wanted = expected if isinstance(expected, (tuple, list)) else [expected]
+        for a, b in zip(actual, wanted, strict=True):
+            dim = next((d for d in range(a.dim()) if a.shape[d] != b.shape[d]), None)
+            assert dim is None or b.shape[dim] == int(count)
+            assert torch.equal(a if dim is None else a.narrow(dim, 0, int(count)), b)
+    assert COUNTED[torch.ops.aten.index.Tensor](x, [torch.tensor([1])]) is None
 
 
 def test_edge_values() -> None:

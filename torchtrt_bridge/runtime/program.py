@@ -252,14 +252,17 @@ def _check_shapes(program: ExportedProgram) -> None:
 
 
 def _on_device(graph: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModule:
-    """``graph`` itself where it names no other device, else a copy that names ``device``."""
+    """``graph`` itself where it names no other device, else a copy that names ``device``. What a program that was
+    captured on a GPU puts on the CPU stays there."""
+    values = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    stays = {"cpu"} if any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values) else set()
 
     def moved(value: Any) -> Any:
-        return device if isinstance(value, torch.device) else value
+        return device if isinstance(value, torch.device) and value.type not in stays else value
 
     children = {n: _on_device(m, device) for n, m in graph.named_children() if isinstance(m, torch.fx.GraphModule)}
     changed = any(children[name] is not getattr(graph, name) for name in children)
-    if not changed and not any(v != device for node in graph.graph.nodes for v in _devices(node)):
+    if not changed and not any(moved(v) != v for node in graph.graph.nodes for v in _devices(node)):
         return graph
     nodes = torch.fx.Graph()
     nodes.output(nodes.graph_copy(graph.graph, {}))
