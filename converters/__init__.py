@@ -3,21 +3,30 @@
 Each is the operator's meaning in other operators (its ATen form), written in PyTorch: it holds for every input of the
 operator, for dynamic sizes too, and is applied to the captured graph before the ONNX model is made of it. What is here
 was seen to fail without it, by the sweep in ``tests/sweep``; each file says how.
+
+A family has ``DECOMPOSITIONS``, operators and their forms, and ``ONLY_WHERE``, for some of them a predicate on a call's
+node. (Converters for every route, with TensorRT forms or before precision is decided, are registered in files that
+``_REGISTERING`` lists, by ``@torchtrt_bridge.converter`` like anybody's.)
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.registry import Registration
 
 _FAMILIES = """
     attention distance elementwise image indexing normalization ordering pooling product reduction scan shape
 """.split()
+_REGISTERING: list[str] = []
 
 
 def decompositions() -> Mapping[Any, Callable[..., Any]]:
@@ -35,6 +44,41 @@ def decompositions_for(graph: Graph) -> dict[Any, Callable[..., Any]]:
         for node in graph.nodes
         if node.target in table and (node.target not in conditions or conditions[node.target](node))
     }
+
+
+def register() -> None:
+    """Import the files whose converters register themselves; for the registry, once."""
+    for name in _REGISTERING:
+        importlib.import_module(f".{name}", __name__)
+
+
+@functools.cache
+def registrations() -> tuple[Registration, ...]:
+    """The decompositions as the registry lists them. (A ``when`` of theirs asks a node of a graph, not a call.)"""
+    from torchtrt_bridge.registry import Definition, Registration
+    from torchtrt_bridge.registry.target import Target
+
+    return tuple(
+        Registration(
+            Target.of(operator),
+            Definition.of(function),
+            aten=function,
+            when=getattr(family, "ONLY_WHERE", {}).get(operator),
+            routes=("onnx",),
+            reason=_reason(family),
+            source="built-in",
+        )
+        for family in _families()
+        for operator, function in family.DECOMPOSITIONS.items()
+    )
+
+
+def _reason(family: ModuleType) -> str:
+    """What the file says of why it exists: from "Without ..." to the end of the paragraph."""
+    text = re.sub(r"[ ]*\n[ ]*", "\n", family.__doc__ or "")
+    found = re.search(r"Without th(?:is|ese):? (.+?)(?:\n\n|\Z)", text, re.DOTALL)
+    reason = " ".join((found[1] if found else text.partition("\n\n")[0]).split())
+    return reason[:1].upper() + reason[1:]
 
 
 @functools.cache

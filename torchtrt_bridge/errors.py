@@ -145,6 +145,10 @@ class RunsOnCPU(UserWarning):
     """The compiled module runs on the CPU: TensorRT itself is not in use."""
 
 
+class ConvertersMissing(UserWarning):
+    """The converters of an installed package could not be loaded."""
+
+
 class StaysInEval(UserWarning):
     """A compiled module was told to train; it computes what the model did in eval mode, and nothing else."""
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ConverterClash, InvalidOption, nearest
+from .discovery import discover, source_of
 from .registration import Call, Converter, Definition, Registration
 from .target import Target
 
@@ -76,9 +77,6 @@ class Table:
             self.registrations = tuple(r for r in self.registrations if r not in gone)
 
 
-_blocks: contextvars.ContextVar[tuple[Table, ...]] = contextvars.ContextVar("converter_scopes", default=())
-
-
 class Registry:
     """``torchtrt_bridge.converter``: registers the converter of a custom layer.
 
@@ -93,6 +91,9 @@ class Registry:
 
     def __init__(self) -> None:
         self._process = Table()
+        self._blocks: contextvars.ContextVar[tuple[Table, ...]] = contextvars.ContextVar("blocks", default=())
+        self._discovering = threading.RLock()
+        self._discovered = False
 
     def __call__(
         self,
@@ -137,16 +138,19 @@ class Registry:
                 flavours=tuple(flavours),
                 precision=precision,
                 reason=reason,
-                source="built-in" if function.__module__.startswith("torchtrt_bridge.") else "user",
+                source=source_of(function.__module__),
             )
 
-        blocks = _blocks.get()
+        blocks = self._blocks.get()
         here = blocks[-1] if blocks else self._process
         return Converter(here if register else Table(), describe)
 
     def list(self) -> tuple[Registration, ...]:
-        """Every registration, in the order in which they are asked."""
-        return self.snapshot().registrations
+        """Every registration, in the order in which they are asked; last those built in for the ONNX route, which
+        stand in after precision is decided, where a call is still as it was captured."""
+        from ..converters import registrations
+
+        return (*self.snapshot().registrations, *registrations())
 
     @contextlib.contextmanager
     def scope(self, *converters: Converter) -> Iterator[None]:
@@ -155,11 +159,11 @@ class Registry:
         block = Table()
         for registration in _registrations(converters):
             block.add(registration)
-        token = _blocks.set((*_blocks.get(), block))
+        token = self._blocks.set((*self._blocks.get(), block))
         try:
             yield
         finally:
-            _blocks.reset(token)
+            self._blocks.reset(token)
 
     def remove(self, converter: Any) -> None:
         """Take a converter out of the registry: a :class:`Converter`, its ATen form, or a target (all of its converters
@@ -168,7 +172,7 @@ class Registry:
         Raises:
             InvalidOption: it is not registered; the message has the nearest target that is.
         """
-        tables = (*_blocks.get(), self._process)
+        tables = (*self._blocks.get(), self._process)
         known = [r for table in tables for r in table.registrations]
         gone = [r for r in known if r in (getattr(converter, "_registration", None),) or r.aten is converter]
         if not gone and not isinstance(converter, Converter):
@@ -188,8 +192,9 @@ class Registry:
         Raises:
             InvalidOption: ``converters`` holds something else.
         """
+        self._discover()
         layers = [_registrations(converters)]
-        layers += [table.registrations for table in reversed(_blocks.get())]
+        layers += [table.registrations for table in reversed(self._blocks.get())]
         layers.append(self._process.registrations)
         ranked = [
             ((r.source == "built-in", layer, -r.priority, not r.target.is_overload), r)
@@ -198,6 +203,12 @@ class Registry:
         ]
         ranked.sort(key=lambda pair: pair[0])
         return Snapshot(tuple(dict.fromkeys(r for _, r in ranked)))
+
+    def _discover(self) -> None:
+        with self._discovering:
+            if not self._discovered:
+                self._discovered = True  # before: what is imported may look at the registry
+                contextvars.Context().run(discover)  # in no block, so that it stays
 
 
 def _registrations(converters: Any) -> tuple[Registration, ...]:
