@@ -17,9 +17,9 @@ GROUP = "torchtrt_bridge.converters"
 def discover() -> None:
     """Import what the installed packages name, and the built-in converters that register themselves. A package that
     fails is left out, with a warning: it must not cost those who do not need it."""
-    from .. import converters
+    from ..converters import register
 
-    converters.register()
+    register()
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             entry.load()
