@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .tools.comparison import Comparison
     from .tools.doctor import doctor
     from .tools.inspect import inspect
+    from .tools.tune import tune_precision
+    from .tools.tuned import TunedPrecision
     from .trt.targets import targets
     from .verify import Tolerance
 
@@ -53,6 +55,7 @@ __all__ = [
     "Report",
     "TRTModule",
     "Tolerance",
+    "TunedPrecision",
     "__version__",
     "benchmark",
     "build",
@@ -68,6 +71,7 @@ __all__ = [
     "load",
     "register_result",
     "targets",
+    "tune_precision",
 ]
 
 _LAZY = {
@@ -83,6 +87,7 @@ _LAZY = {
     "Report": "report",
     "TRTModule": "runtime.module",
     "Tolerance": "verify",
+    "TunedPrecision": "tools.tuned",
     "benchmark": "tools.benchmark",
     "build": "compiler",
     "compare": "tools.compare",
@@ -96,6 +101,7 @@ _LAZY = {
     "load": "loading",
     "register_result": "structure",
     "targets": "trt.targets",
+    "tune_precision": "tools.tune",
 }
 
 

@@ -113,6 +113,10 @@ class VerificationFailed(BridgeError):
         return paragraph(f"{type(self).__name__}: {self}".partition("\n")[0]) + comparison(self.rows)
 
 
+class TargetUnreachable(BridgeError):
+    """The error or metric that was asked for cannot be had, whichever layers are raised to the higher precision."""
+
+
 class InvalidFile(BridgeError, ValueError):
     """A saved module is damaged, incomplete, of another format version, or no saved module at all."""
 
