@@ -16,11 +16,13 @@ from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
 from ..errors import BuildFailed, ConversionFailed
+from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
 from ..signature import Signature
 from .base import Artifact, Place, Segment, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
+from .onnx_forms import takes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
 
 _log = logging.getLogger("torchtrt_bridge")
@@ -52,7 +54,7 @@ class OnnxBackend:
         progress: Callable[[str, float], None],
     ) -> Artifact:
         """See :meth:`.base.Backend.convert`."""
-        cast = cast_program(captured.program, precision)
+        cast = cast_program(_program(captured, precision, place), precision)
         provenance = {"torch": torch.__version__, "opset": None}
         if place.needs_plan:
             segment, made, notes = _plan(cast.program, captured.signature, build, place, progress)
@@ -72,15 +74,29 @@ class OnnxBackend:
         )
 
 
-def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
-    inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
+def _program(captured: CapturedModel, precision: Precision, place: Place) -> ExportedProgram:
+    """The program to convert: with ONNX forms of converters, unless PyTorch is to run it."""
+    if not place.needs_plan and _lack(captured.signature, precision) is not None:
+        return captured.program
+    return serving(captured, takes)
+
+
+def _lack(signature: Signature, precision: Precision) -> str | None:
+    """What ONNX Runtime's CPU kernels lack of what is wanted; None where they have it."""
     unknown = sorted({spec.dtype for spec in (*signature.inputs, *signature.outputs)} - set(_ORT_DTYPES))
     low = sorted(str(dtype).removeprefix("torch.") for dtype in precision.dtypes - {torch.float32})
-    if low or unknown:
+    if unknown:
+        return f"take {unknown[0]} tensors"
+    return f"compute in {' or '.join(low)}" if low else None
+
+
+def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
+    inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
+    lack = _lack(signature, precision)
+    if lack is not None:
         from ..runtime.program import store
 
         program = store(cast.program).owned()
-        lack = f"take {unknown[0]} tensors" if unknown else f"compute in {' or '.join(low)}"
         note = f"ONNX Runtime's CPU kernels do not {lack}; PyTorch runs the cast program"
         return Segment("torch", inputs, outputs, program=program), {}, [note]
     import onnxruntime

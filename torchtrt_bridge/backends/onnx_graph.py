@@ -22,8 +22,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ..converters import decompositions_for
-from ..errors import BackendUnavailable, ConversionFailed
+from ..errors import BackendUnavailable, BridgeError, ConversionFailed
 from ..export_lock import export_lock
+from .onnx_forms import translations
 from .onnx_losses import DECOMPOSITIONS as LOSSES
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
 
     Raises:
         ConversionFailed: an operator has no ONNX form, with the user's module that it came from.
+        ConverterFailed: a converter's ONNX form raised, or gave something else than it must.
         BackendUnavailable: onnx or onnxscript is missing.
     """
     try:
@@ -57,8 +59,12 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
                 output_names=outputs,
                 optimize=True,
                 verbose=False,
+                custom_translation_table=translations(program),
             )
     except Exception as error:
+        own = next((e for e in _chain(error) if isinstance(e, BridgeError)), None)
+        if own is not None:
+            raise own from own.__cause__
         raise ConversionFailed(_explain(error, program)) from error
     assert exported is not None
     model = exported.model
