@@ -107,6 +107,18 @@ def test_a_module_in_parts_is_built_again_from_the_program_that_it_keeps():
     assert "the debug build's own results are not the module's" in blind.notes[2]
 
 
+def test_a_converter_that_computes_something_else_is_found():
+    @ttb.converter(torch.ops.bridge_tests.twist, register=False)
+    def twisted(x):
+        return torch.sin(x) + 1.01 * x.flip(-1)
+
+    model, x = Twisted().eval(), torch.randn(3, 8)
+    compiled = ttb.compile(model, x, "fp16", converters=twisted, verify=False)
+    found = ttb.compare(model, compiled, x, converters=twisted)
+    assert found.runtime == "torch" and (found.first.place, found.first.operator) == ("", "twist")
+    assert sum(layer.departs for layer in found.layers) == 1
+
+
 def test_underflow_and_lost_bits_show_by_layer():
     class Faint(nn.Module):
         def __init__(self) -> None:

@@ -14,12 +14,13 @@ from ..capture import CapturedModel, capture, reproducible
 from ..errors import EngineMismatch, InvalidInput, InvalidOption, nearest
 from ..progress import Stages
 from ..rebuilding import precision_of
+from ..registry import Snapshot, converter
 from ..runtime.program import run_callable
 from ..tracebacks import leaves_no_memory
 from ..verify import DEFAULTS, TF32, Row, Tolerance
 from ..verify import compare as compare_results
 from .comparison import SMALLEST_FP16, Comparison, Layer
-from .debug_build import Observed, run_debug_build
+from .debug_build import Observed, Subject, run_debug_build
 from .points import Point, points
 from .replay import Eager, Forced, errors_of
 
@@ -34,7 +35,9 @@ never."""
 
 
 @leaves_no_memory
-def compare(model: nn.Module, compiled: TRTModule, inputs: Any, *, level: str = "module") -> Comparison:
+def compare(
+    model: nn.Module, compiled: TRTModule, inputs: Any, *, level: str = "module", converters: Any = None
+) -> Comparison:
     """Find the layer at which ``compiled`` goes wrong.
 
     Every intermediate result is compared twice: with eager's, and with what eager's layer makes of the *compiled*
@@ -51,6 +54,7 @@ def compare(model: nn.Module, compiled: TRTModule, inputs: Any, *, level: str = 
         compiled: made from ``model`` by :func:`torchtrt_bridge.compile`, or loaded from a file.
         inputs: as for :func:`torchtrt_bridge.compile`; those with which the results are off.
         level: ``"module"``: what one module hands to another; ``"operator"``: the result of every operator.
+        converters: those of the compilation, where it was given any.
 
     Returns:
         A :class:`Comparison`: printable, a table in notebooks, ``.first``, ``.overflows``, ``.table()``, ``.plot()``.
@@ -72,10 +76,11 @@ def compare(model: nn.Module, compiled: TRTModule, inputs: Any, *, level: str = 
     tensors = _flat(compiled, inputs)
     with Stages() as stages, ordinary_tensors():
         with stages("capturing"):
-            captured = _capture(model, compiled, inputs)
+            subject = _capture(model, compiled, inputs, converter.snapshot(converters))
+        captured = subject.eager
         looked_at = points(captured.program, level)
         nodes = [point.node for point in looked_at]
-        observed = run_debug_build(captured, compiled, nodes, tensors, stages)
+        observed = run_debug_build(subject, compiled, nodes, tensors, stages)
         with stages("comparing"):
             tensors = [tensor.to(captured.device) for tensor in tensors]
             expected = captured.eager(tensors)
@@ -115,7 +120,7 @@ def _flat(compiled: TRTModule, inputs: Any) -> list[torch.Tensor]:
     return compiled.signature.bind(args, dict(inputs) if isinstance(inputs, Mapping) else {})
 
 
-def _capture(model: nn.Module, compiled: TRTModule, inputs: Any) -> CapturedModel:
+def _capture(model: nn.Module, compiled: TRTModule, inputs: Any, registered: Snapshot) -> Subject:
     """``model``, captured with the dynamic dims of ``compiled``.
 
     Raises:
@@ -126,14 +131,18 @@ def _capture(model: nn.Module, compiled: TRTModule, inputs: Any) -> CapturedMode
         spec.name: {axis: signature.dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in signature.inputs
     }
-    captured = capture(model, inputs, dynamic_shapes={name: axes for name, axes in dynamic.items() if axes} or None)
+    shapes = {name: axes for name, axes in dynamic.items() if axes} or None
+    captured = capture(model, inputs, dynamic_shapes=shapes)
     for own, other in ((captured.signature.inputs, signature.inputs), (captured.signature.outputs, signature.outputs)):
         if [(s.name, s.dtype, len(s.shape)) for s in own] != [(s.name, s.dtype, len(s.shape)) for s in other]:
             raise InvalidInput(
                 f"The compiled module is not of this model: it has {', '.join(map(repr, other))}, and the model"
                 f" {', '.join(map(repr, own))}."
             )
-    return captured
+    taken = captured
+    if registered.of_python:
+        taken = capture(model, inputs, dynamic_shapes=shapes, converters=registered)
+    return Subject(captured, taken, registered)
 
 
 def _limit(compiled: TRTModule) -> Tolerance:

@@ -9,25 +9,47 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..backends.base import Artifact, Place, Segment
+from ..backends.base import Artifact, Place
 from ..capture import CapturedModel
 from ..errors import EngineMismatch, RunsOnCPU
+from ..lowering import lower
 from ..options import BuildOptions
 from ..precision import Precision
 from ..progress import Stages
 from ..rebuilding import precision_of, recapture
-from .points import counterparts, kinds, observe, with_results
+from ..registry import Snapshot
+from .marking import marked
+from .points import counterparts, kinds, observe
 
 if TYPE_CHECKING:
     from ..runtime.module import TRTModule
 
+_Observe = Callable[[Sequence[str]], tuple[CapturedModel, list[str]]]
 _MOST_RESULTS = 64
 """Further results of one plan; where there are more, several are built. Each keeps its layer from being fused."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model as eager computes it, ``eager``, and as a compilation takes it, ``taken``: the same, unless some of the
+    converters, ``registered``, keep calls of Python functions and modules whole."""
+
+    eager: CapturedModel
+    taken: CapturedModel
+    registered: Snapshot
+
+    def observed(self, nodes: Sequence[str]) -> tuple[CapturedModel, list[str]]:
+        """What a compilation takes, lowered, with the tensors of ``nodes`` of ``eager`` as further results, and those
+        of ``nodes`` that it has."""
+        names = {name: name for name in nodes}
+        if self.taken is not self.eager:
+            names = counterparts(nodes, kinds(self.eager.program), kinds(self.taken.program))
+        return lower(observe(self.taken, names.values()), self.registered), list(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +63,13 @@ class Observed:
 
 
 def run_debug_build(
-    captured: CapturedModel,
+    subject: Subject,
     compiled: TRTModule,
     nodes: Sequence[str],
     inputs: Sequence[torch.Tensor],
     stages: Stages,
 ) -> Observed:
-    """What ``compiled`` has for the tensors ``nodes`` of ``captured``, for flat ``inputs``.
+    """What ``compiled`` has for the tensors ``nodes`` of ``subject.eager``, for flat ``inputs``.
 
     Raises:
         ConversionFailed, BuildFailed: the debug build fails where the module's own did not.
@@ -65,55 +87,65 @@ def run_debug_build(
                 f"The module is a plan in {precision_of(made)}, whose scales cannot be had from it. Compile with"
                 " source=True, which keeps them, and compare again."
             )
-        return _rebuilt(captured, compiled, nodes, inputs, stages)
+        return _rebuilt(subject, compiled, nodes, inputs, stages)
     with stages("building for debugging"):
-        learned = _make(observe(captured, nodes), compiled, stages).made.segments[0]
-    module, found = _marked(made, learned, nodes)
+        captured, had = subject.observed(nodes)
+        learned = _make(captured, compiled, stages).made.segments[0]
+    module, found = marked(made, learned, had)
     with stages("comparing"):
         outputs = module.run_flat(inputs)
     own = len(made.signature.outputs)
-    notes = [f"the intermediate results are those of the module's own {_FORMS[made.runtime]}"]
-    if len(found) < len(nodes):
-        notes.append(f"{len(nodes) - len(found)} of {len(nodes)} layers have no counterpart in the compiled graph")
-    return Observed(dict(zip(found, outputs[own:])), outputs[:own], tuple(notes))
+    note = f"the intermediate results are those of the module's own {_FORMS[made.runtime]}"
+    notes = (note, *_missing(len(nodes) - len(found), len(nodes)))
+    return Observed(dict(zip(found, outputs[own:])), outputs[:own], notes)
 
 
 _FORMS = {"onnxruntime": "ONNX model, run by ONNX Runtime", "torch": "cast program, run by PyTorch"}
 
 
 def _rebuilt(
-    captured: CapturedModel,
+    subject: Subject,
     compiled: TRTModule,
     nodes: Sequence[str],
     inputs: Sequence[torch.Tensor],
     stages: Stages,
 ) -> Observed:
-    """By building again, with the further results, what the module kept of its program, or else ``captured``."""
-    base, names = captured, {name: name for name in nodes}
-    if compiled.made.source is not None:
-        base = recapture(compiled.made, torch.device("cpu"))
-        names = counterparts(nodes, kinds(captured.program), kinds(base.program))
+    """By building again, with the further results, what the module kept of its program, or else ``subject``."""
+    observed = subject.observed if compiled.made.source is None else _kept(subject, compiled.made, nodes)
     tensors: dict[str, torch.Tensor] = {}
     results: list[torch.Tensor] = []
-    wanted = list(names)
-    own = len(captured.signature.outputs)
-    builds = range(0, len(wanted), _MOST_RESULTS)
+    own = len(compiled.signature.outputs)
+    builds = range(0, len(nodes), _MOST_RESULTS)
     for start in builds:
-        part = wanted[start : start + _MOST_RESULTS]
         with stages("building for debugging"):
-            module = _make(observe(base, [names[name] for name in part]), compiled, stages)
+            captured, had = observed(nodes[start : start + _MOST_RESULTS])
+            module = _make(captured, compiled, stages)
         with stages("comparing"):
             outputs = [tensor.cpu() for tensor in module.run_flat(inputs)]
         del module
-        tensors.update(zip(part, outputs[own:]))
+        tensors.update(zip(had, outputs[own:]))
         results = results or outputs[:own]
     times = f"{len(builds)} debug builds" if len(builds) > 1 else "a debug build"
     notes = [f"the intermediate results are those of {times}: further results keep layers from being fused"]
     if compiled.backend == "torch2trt":
         notes.append("torch2trt traces whole models: the debug build is the ONNX route's")
-    if len(names) < len(nodes):
-        notes.append(f"{len(nodes) - len(names)} of {len(nodes)} layers have no counterpart in the program it kept")
-    return Observed(tensors, results, tuple(notes))
+    return Observed(tensors, results, (*notes, *_missing(len(nodes) - len(tensors), len(nodes))))
+
+
+def _kept(subject: Subject, made: Artifact, nodes: Sequence[str]) -> _Observe:
+    """:meth:`Subject.observed`, of the program that ``made`` keeps."""
+    kept = recapture(made, torch.device("cpu"))
+    names = counterparts(nodes, kinds(subject.eager.program), kinds(kept.program))
+
+    def observed(part: Sequence[str]) -> tuple[CapturedModel, list[str]]:
+        had = [name for name in part if name in names]
+        return observe(kept, [names[name] for name in had]), had
+
+    return observed
+
+
+def _missing(count: int, total: int) -> list[str]:
+    return [f"{count} of {total} layers have no counterpart in what was compiled"] if count else []
 
 
 def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTModule:
@@ -125,7 +157,7 @@ def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTMo
     graph_routes = [route.name for route in BACKENDS if hasattr(route, "refusals")]
     backend = made.backend if made.backend in graph_routes else "auto" if made.results else "onnx"
     parts = {segment.runtime for segment in made.segments}
-    hybrid: Any = False if not made.results else "allow_torch" if parts == {"torch"} else True
+    hybrid: Any = False if not made.results else "allow_torch" if parts == {"torch"} else "auto"
     build = BuildOptions(tf32=bool(made.provenance.get("tf32")))
     precision = precision_of(made)
     if precision.quantized and made.source is None:  # a form to learn names from; what runs is the module's own
@@ -134,69 +166,3 @@ def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTMo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunsOnCPU)
         return make(captured, Place(compiled.device), options, stages, made.origin)
-
-
-def _marked(made: Artifact, learned: Segment, nodes: Sequence[str]) -> tuple[TRTModule, list[str]]:
-    """The module that ``made`` holds, with further results, and the nodes that these are.
-
-    ``learned`` is what the given model becomes when ``nodes`` are among its results: it shows what they are called in a
-    graph of that form, and :func:`~.points.counterparts` what in the module's.
-    """
-    from ..runtime.module import TRTModule
-
-    (segment,) = made.segments
-    own = len(made.signature.outputs)
-    if segment.runtime == "torch":
-        marked, found = _marked_program(segment, learned, nodes, own)
-    else:
-        marked, found = _marked_onnx(segment, learned, nodes, own)
-    artifact = dataclasses.replace(made, segments=(marked,))
-    return TRTModule(torch.device("cpu"), _artifact=artifact), found
-
-
-def _marked_program(segment: Segment, learned: Segment, nodes: Sequence[str], own: int) -> tuple[Segment, list[str]]:
-    from ..runtime.program import restore, store
-
-    assert segment.program is not None and learned.program is not None
-    other = restore(learned.program)
-    results: Any = other.graph.output_node().args[0][own:]  # type: ignore[index]
-    named = {}
-    for name, node in zip(nodes, results):
-        while node.target is torch.ops.aten._to_copy.default:  # fp32 again, for the result
-            node = node.args[0]
-        named[name] = node.name
-    program = restore(segment.program)
-    pairs = counterparts(named.values(), kinds(other), kinds(program))
-    found = [name for name in nodes if named[name] in pairs]
-    marked = with_results(program, [pairs[named[name]] for name in found])
-    outputs = (*segment.outputs, *(f"observed.{index}" for index in range(len(found))))
-    return dataclasses.replace(segment, program=store(marked), outputs=outputs), found
-
-
-def _marked_onnx(segment: Segment, learned: Segment, nodes: Sequence[str], own: int) -> tuple[Segment, list[str]]:
-    import onnx
-
-    assert segment.engine is not None and learned.engine is not None
-    other, model = (onnx.load_from_string(s.engine.numpy().tobytes()) for s in (learned, segment))  # type: ignore[union-attr]
-    maker = {value: node for node in other.graph.node for value in node.output}
-    named = {}
-    for name, value in zip(nodes, learned.outputs[own:]):
-        while value in maker and maker[value].op_type == "Identity":
-            value = maker[value].input[0]
-        named[name] = value
-    pairs = counterparts(named.values(), _onnx_kinds(other), _onnx_kinds(model))
-    found = [name for name in nodes if named[name] in pairs]
-    outputs = [pairs[named[name]] for name in found]
-    added = set(outputs) - {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=value) for value in sorted(added))
-    engine = torch.frombuffer(bytearray(model.SerializeToString()), dtype=torch.uint8)
-    return dataclasses.replace(segment, engine=engine, outputs=(*segment.outputs, *outputs)), found
-
-
-def _onnx_kinds(model: Any) -> list[tuple[str, Hashable]]:
-    """``(value, kind)`` of the operators of an ONNX model, whose names are ``module.path/operator``."""
-    return [
-        (value, (node.name.rpartition("/")[0], node.op_type, index))
-        for node in model.graph.node
-        for index, value in enumerate(node.output)
-    ]

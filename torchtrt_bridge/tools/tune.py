@@ -15,10 +15,12 @@ from torch import nn
 from ..backends.base import Place
 from ..capture import CapturedModel, capture
 from ..errors import InvalidOption, RunsOnCPU, TargetUnreachable
+from ..lowering import lower
 from ..options import BuildOptions
 from ..origin import Origin, digest
 from ..precision import Precision
 from ..progress import Stages
+from ..registry import converter
 from ..runtime.contents import contents
 from ..runtime.module import TRTModule
 from ..tracebacks import leaves_no_memory
@@ -45,6 +47,7 @@ def tune_precision(
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
     build: BuildOptions | None = None,
+    converters: Any = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> TunedPrecision:
     """Find the fewest layers that must stay in ``high`` while the others compute in ``low``.
@@ -57,7 +60,7 @@ def tune_precision(
 
     Args:
         model, inputs: as for :func:`torchtrt_bridge.compile`; also ``backend``, ``dynamic_shapes``, ``dynamic_batch``,
-            ``device`` and ``build``.
+            ``device``, ``build`` and ``converters``.
         target_error: largest relative L2 error of any result against eager's, on ``inputs``.
         metric: instead of that, a function of a module that is called as the model is; more is better.
         target: the least that ``metric`` may be.
@@ -83,10 +86,13 @@ def tune_precision(
     goal = Goal.of(target_error, metric, target)
     low, high = _lower_and_higher(low, high)
     options = Options.parse(low, backend, build, False, False, 8)
-    wanted = parse_device(device)
+    wanted, registered = parse_device(device), converter.snapshot(converters)
     with Stages() as stages, ordinary_tensors():
         with stages("capturing"):
-            captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)
+            captured = capture(
+                model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch, converters=registered
+            )
+            captured = lower(captured, registered)
         place = Place(wanted or captured.device)
         candidates = Candidates(captured, low, high)
         problem = _problem(model, captured, goal, low, high, str(place), options)
