@@ -16,14 +16,17 @@ from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
 from ..errors import BuildFailed, ConversionFailed
+from ..layer_forms import makes_layers, summary
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
 from ..signature import Signature
+from ..trt.targets import installed
 from .base import Artifact, Place, Segment, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .onnx_forms import takes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
+from .onnx_markers import Layers, mark, place_markers
 
 _log = logging.getLogger("torchtrt_bridge")
 _ORT_DTYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
@@ -75,10 +78,14 @@ class OnnxBackend:
 
 
 def _program(captured: CapturedModel, precision: Precision, place: Place) -> ExportedProgram:
-    """The program to convert: with ONNX forms of converters, unless PyTorch is to run it."""
-    if not place.needs_plan and _lack(captured.signature, precision) is not None:
+    """The program to convert. Calls of converters with an ONNX form are in it as they are, unless PyTorch is to run it;
+    for a plan, those with a TensorRT form too, which goes before."""
+    if not captured.calls or (not place.needs_plan and _lack(captured.signature, precision) is not None):
         return captured.program
-    return serving(captured, takes)
+    if not place.needs_plan:
+        return serving(captured, takes)
+    flavor = installed()
+    return serving(captured, lambda call: takes(call) or makes_layers(call, flavor))
 
 
 def _lack(signature: Signature, precision: Precision) -> str | None:
@@ -133,18 +140,21 @@ def _plan(
 
     settings = builder_settings(build)
     inputs, outputs = input_names(signature), output_names(signature)
+    program, marked = mark(program)
     refusal: Exception | None = None
     for opset in OPSETS:
         try:
             progress("making the ONNX model", 0.0)
             model = to_onnx(program, inputs, outputs, opset)
-            with without_weights(model) as weights:
+            layers = Layers(place_markers(model, marked))
+            with without_weights(model, also=layers.constants) as weights:
                 proto = serialize(model)
             with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
                 plan = build_plan(
                     Request(
                         model=proto,
                         profile=profile(signature),
+                        edit=layers if layers.calls else None,
                         initializers=tuple(Initializer(name, *_memory(tensor)) for name, tensor in weights.items()),
                         target=None if place.target in (None, "portable") else place.target,
                         **settings,
@@ -162,8 +172,17 @@ def _plan(
         segment = Segment("tensorrt", tuple(inputs), tuple(outputs), engine=engine)
         made = plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, build, place)
         notes = [] if refusal is None else [f"opset {opset} is in use, without fused attention: {refusal}"]
+        notes += _notes(layers)
         return segment, {"opset": opset, **made}, notes
     raise AssertionError("OPSETS is empty")
+
+
+def _notes(layers: Layers) -> list[str]:
+    """What the report says of layers that converters made."""
+    notes = summary(layers.calls)
+    if layers.calls and not torch.cuda.is_available() and (reason := layers.stays()) is not None:
+        notes.append(f"TensorRT built in this process, which a fault of its would have ended: {reason}")
+    return notes
 
 
 def _memory(tensor: Any) -> tuple[int, int, Any]:

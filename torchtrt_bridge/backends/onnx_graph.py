@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,14 +192,15 @@ def _check(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def without_weights(model: ir.Model) -> Iterator[dict[str, Any]]:
-    """Within, ``model`` serializes with references in place of its large initializers, which are given by name."""
+def without_weights(model: ir.Model, also: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Within, ``model`` serializes with references in place of its large initializers, and of those that ``also``
+    names. They are given by name."""
     import onnx_ir as ir
 
     large = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes >= 1024
+        if value.const_value is not None and (value.const_value.nbytes >= 1024 or name in also)
     }
     for name, tensor in large.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(

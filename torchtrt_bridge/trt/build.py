@@ -38,8 +38,8 @@ def build(
 
     Args:
         progress: called on this thread with the phase's name and the fraction of the build that is done.
-        isolate: build in a child process; None does so where this TensorRT could end the process. A request with
-            ``fill`` is built here; a child then shows that the builder survives at all.
+        isolate: build in a child process; None does so where this TensorRT could end the process. What Python
+            functions do that cannot be handed to a child is done here; a child then shows that the builder survives.
         on_gpu: whether a GPU is here; None asks torch.
 
     Raises:
@@ -55,9 +55,9 @@ def build(
         request, bound = prepare(request, on_gpu)
         device = torch.cuda.current_device() if on_gpu else None
         contained = isolate or (isolate is None and not on_gpu and bound.needs_child_without_gpu)
-        if contained and request.fill is None:
+        if contained and request.fill is None and (request.edit is None or request.edit.stays() is None):
             return build_in_child(request, bound, progress, device)
-        if contained:  # what Python calls make cannot be handed to a child
+        if contained:
             require_a_builder_that_survives(bound)
         return _build_here(request, progress, device)
 

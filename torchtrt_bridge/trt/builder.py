@@ -58,6 +58,9 @@ def build_plan(
         else:
             parser = trt.OnnxParser(network, bound.logger)
             _parse(request, bound, parser, messages)
+        edited: Any = None
+        if request.edit is not None:
+            edited = request.edit(bound, network, {weight.name: weight for weight in request.initializers})
         if request.decomposable_attention and bound.has_attention_layer:
             _make_attention_decomposable(trt, network)
         config = builder.create_builder_config()
@@ -75,7 +78,7 @@ def build_plan(
                 raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
             layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
             if isinstance(serialized, int):  # TensorRT's copies of the weights go before the plan comes into memory
-                del parser, network, config, builder
+                del parser, edited, network, config, builder
                 data = memoryview(bytearray(serialized))
                 file.seek(0)
                 file.readinto(data)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib
 import json
 import logging
 import mmap
@@ -76,7 +77,16 @@ def _read_request(settings: dict[str, Any], folder: pathlib.Path) -> Request:
     if plain["model"] is None:
         plain["model"] = (folder / "model.onnx").read_bytes()
     plain["profile"] = {name: tuple(map(tuple, shapes)) for name, shapes in plain["profile"].items()}
+    if (folder / "edit.json").exists():
+        plain["edit"] = _read_edit(json.loads((folder / "edit.json").read_text("utf-8")))
     return Request(**plain, initializers=_map_initializers(settings["initializers"], folder / "initializers"))
+
+
+def _read_edit(plain: dict[str, Any]) -> Any:
+    try:
+        return importlib.import_module(plain["module"]).from_plain(plain)
+    except Exception as error:  # the author's module, imported here, raises anything
+        raise Failure(f"A converter is not there in the build process: {type(error).__name__}: {error}") from error
 
 
 def _map_initializers(sizes: list[tuple[str, int]], path: pathlib.Path) -> tuple[Initializer, ...]:

@@ -12,6 +12,7 @@ to the caller: weights that must live until the engine is built, equal ranks, dt
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,19 @@ class ConversionContext:
     def __repr__(self) -> str:
         return f"ConversionContext({self.name or 'a network'} in {self.place or 'the model'}, {self.flavor.name})"
 
+    @property
+    def plugins(self) -> Any:
+        """TensorRT's module of quickly deployable plugins, ``tensorrt.plugin``, for a plugin form:
+        ``ctx.network.add_plugin(ctx.plugins.op.mylib.norm(x, weight), aot=True)``. The author registers the plugin; one
+        compiled ahead of time is part of the engine, another must be registered wherever the engine is loaded.
+
+        Raises:
+            AttributeError: TensorRT's flavour has none.
+        """
+        if not self.flavor.has_plugins:
+            raise AttributeError(f"{self.flavor.name} has no plugins")
+        return importlib.import_module(f"{self.trt.__name__}.plugin")
+
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Any:
         """``value`` (a tensor, an array, a number, nested lists of numbers) as a constant of the same shape.
 
@@ -67,23 +81,27 @@ class ConversionContext:
         return made
 
     def weights(self, tensor: Any) -> torch.Tensor:
-        """The values of a constant (a parameter of the model's, mostly), to compute with while the network is made.
-        They are not to be written to.
+        """A copy of a constant's values (a parameter's of the model, mostly), to compute with while the network is
+        made.
 
         Raises:
             ValueError: the tensor depends on the network's inputs; :meth:`is_constant` tells.
-            TypeError: TensorRT does not show values of this dtype (bfloat16).
+            TypeError: TensorRT does not show values of this dtype (bfloat16), and nobody else knows them.
         """
         import torch
 
         if tensor.name in self._constants:
-            return self._constants[tensor.name]
+            return self._constants[tensor.name].clone()
         layer = self._constant_layer(tensor)
         if layer is None:
             raise ValueError(f"{tensor.name!r} is no constant: its values are known only when the engine runs")
         if not hasattr(layer.weights, "reshape"):
             raise TypeError(f"TensorRT does not show the values of a constant of {layer.weights.dtype.name}")
-        return torch.from_numpy(layer.weights.reshape(tuple(layer.shape)))
+        return torch.from_numpy(layer.weights.reshape(tuple(layer.shape))).clone()
+
+    def know(self, tensor: Any, values: torch.Tensor) -> None:
+        """``values`` are those of ``tensor``, a constant of the network's."""
+        self._constants[tensor.name] = values
 
     def is_constant(self, tensor: Any) -> bool:
         """Whether :meth:`weights` has an answer."""
@@ -184,7 +202,7 @@ class ConversionContext:
         return self.network.add_concatenation(flat).get_output(0)
 
     def _name_layers(self, began: int) -> None:
-        local = self.name.rpartition("::")[2] or self.name
+        local = self.name.rpartition("::")[2] if "::" in self.name else self.name.rpartition(".")[2]
         scope = "/".join(part for part in (self.place, local) if part)
         count = self._scopes[scope] = self._scopes.get(scope, -1) + 1
         scope = f"{scope}.{count}" if count else scope

@@ -6,6 +6,7 @@ Its mistakes are told by the place in the model and with what TensorRT said abou
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -44,6 +45,50 @@ def add_layers(
             summary = f"{where} failed to add its TensorRT layers: {type(error).__name__}: {reason}"
             raise HandwrittenFailed(summary, messages=_last(messages.errors)) from error
     raise HandwrittenFailed(summary, messages=_last(messages.errors))
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A tensor that a form must give: torch's name of its dtype, and its shape, -1 where a size is dynamic."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Any) -> Expected:
+        """As torch's ``tensor``, which may be fake."""
+        sizes = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+        return cls(str(tensor.dtype).removeprefix("torch."), sizes)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def tensors_of(ctx: ConversionContext, expected: Sequence[Expected], value: Any) -> list[Any]:
+    """The tensors of a form's result: a tensor, a layer, or a sequence of them.
+
+    Raises:
+        WrongResult: another number, dtype or shape than ``expected``.
+    """
+    many = getattr(value, "num_outputs", 1)
+    if many > 1:
+        value = [value.get_output(index) for index in range(many)]
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    if len(values) != len(expected):
+        raise WrongResult(f"there are {len(values)} results, and there must be {len(expected)}")
+    tensors = []
+    for index, (each, wanted) in enumerate(zip(values, expected)):
+        what = f"result {index}" if len(expected) > 1 else "the result"
+        tensor = tensor_of(ctx, each, what)
+        made = Expected(ctx.name_of(tensor.dtype), tuple(tensor.shape))
+        if made.dtype != wanted.dtype or not _fit(made.shape, wanted.shape):
+            raise WrongResult(f"{what} is {made}, and must be {wanted}")
+        tensors.append(tensor)
+    return tensors
+
+
+def _fit(made: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(made) == len(wanted) and all(a == b or -1 in (a, b) for a, b in zip(made, wanted))
 
 
 def tensor_of(ctx: ConversionContext, value: Any, what: str) -> Any:

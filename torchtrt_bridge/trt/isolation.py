@@ -26,6 +26,7 @@ from .flavor import VARIABLE, Flavor
 from .log import logger
 from .request import Crashed, Failure, Plan, Progress, Request
 
+#: Without the package, whose import takes longer than many a build.
 _START = """
 import importlib.util, sys
 package, job = sys.argv[1:]
@@ -33,6 +34,15 @@ spec = importlib.util.spec_from_file_location(
     "torchtrt_bridge_trt", package + "/__init__.py", submodule_search_locations=[package])
 sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 from torchtrt_bridge_trt.child import main
+main(job)
+"""
+
+#: With it, for functions of the user's that import it.
+_START_WHOLE = """
+import json, sys
+package, job = sys.argv[1:]
+sys.path[:] = json.loads(package)
+from torchtrt_bridge.trt.child import main
 main(job)
 """
 
@@ -69,12 +79,21 @@ def build_in_child(request: Request, bound: Flavor, progress: Progress, device: 
 def command(folder: pathlib.Path) -> list[str]:
     """The child's command line. ``-I``: nothing that lies about in a folder or in PYTHON* variables gets in its way
     before it takes over the caller's ``sys.path``."""
-    return [sys.executable, "-I", "-c", _START, str(pathlib.Path(__file__).parent), str(folder)]
+    here = pathlib.Path(__file__).parent
+    if not (folder / "edit.json").exists():
+        return [sys.executable, "-I", "-c", _START, str(here), str(folder)]
+    path = json.dumps([*_path(), str(here.parents[1])])
+    return [sys.executable, "-I", "-c", _START_WHOLE, path, str(folder)]
+
+
+def _path() -> list[str]:
+    return [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
 
 
 def write_job(request: Request, folder: pathlib.Path) -> None:
     """Everything that the child needs, in ``folder``."""
-    job: dict[str, Any] = {key: value for key, value in vars(request).items() if key not in ("model", "initializers")}
+    apart = ("model", "initializers", "edit")
+    job: dict[str, Any] = {key: value for key, value in vars(request).items() if key not in apart}
     if request.timing_cache is not None:
         job["timing_cache"] = os.path.abspath(request.timing_cache)
     if isinstance(request.model, (str, os.PathLike)):
@@ -86,10 +105,12 @@ def write_job(request: Request, folder: pathlib.Path) -> None:
     settings = {
         "request": {**job, "profile": {name: list(shapes) for name, shapes in request.profile.items()}},
         "initializers": [(weight.name, weight.nbytes) for weight in request.initializers],
-        "sys_path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)],
+        "sys_path": _path(),
         "debug": logger.isEnabledFor(logging.DEBUG),
     }
     (folder / "job.json").write_text(json.dumps(settings), "utf-8")
+    if request.edit is not None:
+        (folder / "edit.json").write_text(json.dumps(request.edit.to_plain()), "utf-8")
 
 
 def environment(bound: Flavor, device: int | None) -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
+
+from .flavor import Flavor
 
 #: Called with the phase that TensorRT is in, for a person to read, and the part of the build that is done (0 to 1).
 Progress = Callable[[str, float], object]
@@ -26,6 +28,22 @@ class Initializer:
     owner: Any = dataclasses.field(default=None, repr=False)
 
 
+class Edit(Protocol):
+    """Adds layers to a parsed network, by functions of the user's."""
+
+    def __call__(self, flavor: Flavor, network: Any, initializers: Mapping[str, Initializer]) -> Any:
+        """What it returns lives until the plan is there. ``initializers`` are the request's, by name."""
+        ...
+
+    def stays(self) -> str | None:
+        """Why it cannot be handed to a child process; None if it can."""
+        ...
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON-able data for a child: with ``"module"``, whose function ``from_plain`` makes this again."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """One engine to build.
@@ -41,6 +59,7 @@ class Request:
             instead of failing the build.
         fill: instead of ``model``, in this process only: given TensorRT's module and an empty network, it adds the
             layers. What it returns lives until the plan is there.
+        edit: changes the network that the parser made (see :class:`Edit`).
         workspace, optimization_level, timing_cache, tf32, version_compatible, hardware_compatible: as in
             :class:`torchtrt_bridge.options.BuildOptions`.
     """
@@ -51,6 +70,7 @@ class Request:
     target: str | None = None
     decomposable_attention: bool = True
     fill: Callable[[Any, Any], Any] | None = dataclasses.field(default=None, repr=False)
+    edit: Edit | None = dataclasses.field(default=None, repr=False)
     workspace: int | None = None
     optimization_level: int | None = None
     timing_cache: str | os.PathLike[str] | None = None
