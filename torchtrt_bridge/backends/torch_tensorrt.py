@@ -16,7 +16,10 @@ import torch
 from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
+from ..crossing import calls_of, stays
 from ..errors import UnsupportedLayer
+from ..layer_forms import layer_form, summary
+from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import Precision, cast_program
 from ..signature import Signature, TensorSpec
@@ -68,9 +71,9 @@ class TorchTensorRTBackend:
     ) -> Artifact:
         """See :meth:`.base.Backend.convert`."""
         check_names(build.torch_tensorrt)
-        cast = cast_program(captured.program, precision)
+        program, notes = _program(captured, place)
+        cast = cast_program(program, precision)
         wires = tuple(input_names(captured.signature)), tuple(output_names(captured.signature))
-        notes: list[str] = []
         if place.needs_plan:
             built = build_plan(cast.program, captured.signature, build, place, progress)
             segment = Segment("tensorrt", *wires, engine=built.engine)
@@ -151,13 +154,27 @@ def build_plan(
         plain["timing_cache"] = str(pathlib.Path(request.timing_cache).absolute())
     job = {
         "kind": "plan",
-        "request": {k: v for k, v in plain.items() if k not in ("model", "initializers")},
+        "request": {k: v for k, v in plain.items() if k not in ("model", "initializers", "fill", "edit")},
         "settings": dict(build.torch_tensorrt),
         "capability": _capability(place),
+        "calls": calls_of(program),
         "inputs": [(spec.name, spec.dtype, _shape(spec)) for spec in signature.inputs],
         "outputs": [(n, spec.dtype, _shape(spec)) for n, spec in zip(output_names(signature), signature.outputs)],
     }
     return ask(job, stored, bound, device=_gpu(place), tf32=build.tf32, progress=progress, read=_read)
+
+
+def _program(captured: CapturedModel, place: Place) -> tuple[ExportedProgram, list[str]]:
+    """The program in which each call that becomes TensorRT layers is one operator, and what the report says of it."""
+    if not captured.calls or not place.needs_plan:
+        return captured.program, []
+    flavor = _bound()
+    formed = [c for c in captured.calls.values() if c.registration is not None and layer_form(c.registration, flavor)]
+    staying = {call: reason for call in formed if (reason := stays(call)) is not None}
+    taken = [call for call in formed if call not in staying]
+    program = serving(captured, lambda call: call in taken)
+    reasons = dict.fromkeys(f"{reason}: Torch-TensorRT converts its ATen form" for reason in staying.values())
+    return program, [*summary(taken), *reasons]
 
 
 def _shape(spec: TensorSpec) -> list[int]:

@@ -30,7 +30,7 @@ from ..runtime.program import restore
 from ..trt.build import own_errors
 from ..trt.builder import add_profile, check, configure, make_builder, serialize, timing_cache, why
 from ..trt.child import Reports
-from ..trt.flavor import flavor
+from ..trt.flavor import Flavor, flavor
 from ..trt.log import listening
 from ..trt.progress import make_monitor
 from ..trt.request import Failure, Request
@@ -79,11 +79,25 @@ def _plan(job: Mapping[str, Any], folder: pathlib.Path, progress: Callable[[str,
     progress("starting Torch-TensorRT", 0.0)
     network_of = _import(job)
     settings = compilation_settings(job["settings"], tf32=request.tf32, flavour=bound.name)
-    program = _program(job, folder)
-    progress("lowering the graph", 0.0)
-    graph = network_of.lower(program, settings)
-    progress("converting the graph", 0.0)
-    made = network_of.Network(bound, graph, settings, job["inputs"], job["outputs"])
+    calls = importlib.import_module(".torch_tensorrt_calls", __package__)
+    with calls.defined(job["calls"], bound):
+        program = _program(job, folder)
+        progress("lowering the graph", 0.0)
+        graph = network_of.lower(program, settings)
+        progress("converting the graph", 0.0)
+        made = network_of.Network(bound, graph, settings, job["inputs"], job["outputs"])
+        return _built(request, bound, made, folder, began, progress)
+
+
+def _built(
+    request: Request,
+    bound: Flavor,
+    made: Any,
+    folder: pathlib.Path,
+    began: float,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Build the plan of the network ``made``."""
     network = made.network
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = collections.Counter(layer.type.name.lower() for layer in layers)

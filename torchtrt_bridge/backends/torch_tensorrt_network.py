@@ -31,6 +31,7 @@ from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as passes
 from ..errors import ConversionFailed, UnsupportedLayer
 from ..trt.flavor import Flavor
 from ..trt.log import listening
+from ..trt.request import HandwrittenFailed
 from .torch_tensorrt_forms import admit_dynamic_shapes, amend, causal_of_two_lengths, spell_masks_out
 
 #: torch's dtypes that TensorRT has, by their names in both.
@@ -97,6 +98,8 @@ class Network(interpreter.TRTInterpreter):  # type: ignore[misc, name-defined]
         with listening() as messages:
             try:
                 self._construct_trt_network_def()
+            except HandwrittenFailed:  # which says more than is known here
+                raise
             except Exception as error:
                 why = f"{type(error).__name__}: {_first_line(error)}"
                 said = "".join(f"\n  {text}" for text in list(messages.errors)[-3:])

@@ -1,0 +1,102 @@
+"""Converters' TensorRT layers, run on every route: eager's numbers, over dynamic ranges, from a file too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from comparing import assert_same
+from own_layers import CONVERTERS, Attention, Model, Norm
+from torch import nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge.selection import BACKENDS
+
+pytestmark = pytest.mark.gpu
+LIMITS = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 2e-2), "bf16": (1e-1, 1e-1)}
+
+
+def require(route):
+    from torchtrt_bridge.backends.base import Place
+    from torchtrt_bridge.capture import capture
+
+    backend = next(each for each in BACKENDS if each.name == route)
+    captured = capture(nn.Linear(2, 2).cuda().eval(), torch.randn(1, 2, device="cuda"))
+    support = backend.supports(captured, Place(torch.device("cuda")))
+    if not support.possible:
+        pytest.skip("; ".join(support.reasons))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("route", ["onnx", "torch_tensorrt"])
+def test_the_layers_compute_what_eager_does(route, precision, tmp_path):
+    require(route)
+    model = Model(32).cuda().eval()
+    fast = ttb.compile(
+        model,
+        torch.randn(2, 3, 32, device="cuda"),
+        precision,
+        backend=route,
+        hybrid=False,
+        converters=CONVERTERS,
+        dynamic_shapes={"x": {0: ttb.Dim(1, 2, 4), 1: ttb.Dim(1, 3, 9)}},
+    )
+    assert any(note.startswith("converters made the TensorRT layers of own_layers::rms") for note in fast.report.notes)
+    fast.save(tmp_path / "fast.safetensors")
+    rtol, atol = LIMITS[precision]
+    for module in (fast, ttb.load(tmp_path / "fast.safetensors")):
+        for shape in ((2, 3, 32), (1, 1, 32), (4, 9, 32)):
+            x = torch.randn(shape, device="cuda")
+            assert_same(module(x), model(x), rtol, atol)
+
+
+@pytest.mark.parametrize("route", ["onnx", "torch_tensorrt"])
+def test_fixed_sizes_and_a_model_in_half_itself(route):
+    require(route)
+    model = nn.Sequential(Norm(16), Attention(16)).cuda().half().eval()
+    x = torch.randn(2, 5, 16, device="cuda").half()
+    fast = ttb.compile(model, x, backend=route, hybrid=False, converters=CONVERTERS)
+    assert_same(fast(x), model(x), 2e-2, 2e-2)
+
+
+class Scaled(nn.Module):
+    """A module kept whole: a parameter, an attribute, a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.offset = nn.Linear(4, 4), 2.5
+
+    def forward(self, x, rows: int):
+        return self.inner(x) + self.offset, x.sum(-1) * rows
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = Scaled()
+
+    def forward(self, x):
+        return self.scaled(x, x.shape[0])
+
+
+def test_a_module_with_its_parameters_and_a_size():
+    scaled = ttb.converter(Scaled, register=False)(lambda module, x, rows: Scaled.forward(module, x, rows))
+
+    @scaled.tensorrt
+    def _(ctx, module, x, rows):
+        matrix, operation = ctx.trt.MatrixOperation, ctx.trt.ElementWiseOperation
+        product = ctx.network.add_matrix_multiply(x, matrix.NONE, module.inner.weight, matrix.TRANSPOSE).get_output(0)
+        for term in (module.inner.bias, ctx.constant(module.offset)):
+            product = ctx.network.add_elementwise(*ctx.broadcast(product, term), operation.SUM).get_output(0)
+        total = ctx.network.add_reduce(x, ctx.trt.ReduceOperation.SUM, 2, False).get_output(0)
+        return product, ctx.network.add_elementwise(total, ctx.cast(rows, torch.float32), operation.PROD)
+
+    model = Outer().cuda().eval()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(3, 4, device="cuda")
+    fast = ttb.compile(model, x, backend="onnx", hybrid=False, converters=[scaled], dynamic_batch=(1, 3, 7))
+    for rows in (1, 3, 7):
+        x = torch.randn(rows, 4, device="cuda")
+        assert_same(fast(x), model(x), 1e-3, 1e-3)
+    assert_same(model.state_dict(), before, 0.0, 0.0)
