@@ -23,7 +23,7 @@ from ..crossing import from_plain as call_from_plain
 from ..crossing import stays, to_plain
 from ..export_lock import export_lock
 from ..forms import FormCall, call_of, tensors_of
-from ..layer_forms import layer_form, target_of
+from ..layer_forms import layer_form, makes_layers, target_of
 from ..trt.conversion import ConversionContext
 from ..trt.flavor import Flavor
 from ..trt.handwritten import Expected, add_layers
@@ -59,7 +59,7 @@ def mark(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Marked, ...]]
     table = {
         operator: _marking(call, operator, marked)
         for operator, call in calls.items()
-        if call.registration is not None and layer_form(call.registration, flavor) is not None
+        if makes_layers(call, flavor)
     }
     with export_lock:
         return program.run_decompositions(table), tuple(marked)

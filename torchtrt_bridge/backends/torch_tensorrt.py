@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from ..capture import CapturedModel
 from ..crossing import calls_of, stays
 from ..errors import UnsupportedLayer
-from ..layer_forms import layer_form, summary
+from ..layer_forms import makes_layers, summary
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import Precision, cast_program
@@ -169,7 +169,7 @@ def _program(captured: CapturedModel, place: Place) -> tuple[ExportedProgram, li
     if not captured.calls or not place.needs_plan:
         return captured.program, []
     flavor = _bound()
-    formed = [c for c in captured.calls.values() if c.registration is not None and layer_form(c.registration, flavor)]
+    formed = [call for call in captured.calls.values() if makes_layers(call, flavor)]
     staying = {call: reason for call in formed if (reason := stays(call)) is not None}
     taken = [call for call in formed if call not in staying]
     program = serving(captured, lambda call: call in taken)
