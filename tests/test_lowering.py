@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import CapturedModel, capture
+from torchtrt_bridge.errors import ConverterFailed
 from torchtrt_bridge.fx_nodes import module_path
 from torchtrt_bridge.lowering import lower, serving
 from torchtrt_bridge.precision import Precision, cast_program
@@ -186,3 +187,145 @@ def test_an_opaque_call_is_cast_as_its_registration_wants(precision: str, inside
     assert [n.meta["val"].dtype for n in node.all_input_nodes] == [inside, inside]
     assert node.meta["val"].dtype == inside
     assert (cast.kept.get(node.target._schema.name.partition("::")[2]) == ["norm"]) == (precision == "fp32")
+
+
+def spelled(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def two_results(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x, x
+
+
+def other_dtype(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.double()
+
+
+def other_shape(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x[:, :2]
+
+
+def raising(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    raise ZeroDivisionError("no way")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (two_results, "gives 2 tensors, and what it converts one tensor"),
+        (other_dtype, "gives a result of torch.float64; expected: torch.float32"),
+        (other_shape, r"gives a result of shape \(.*, 2\); expected: \(.*, 4\)"),
+        (raising, "raised ZeroDivisionError: no way"),
+    ],
+)
+def test_a_form_that_gives_something_else_is_refused_by_name_and_place(form: Any, message: str) -> None:
+    ttb.converter("lowering_tests::norm")(form)
+    with pytest.raises(
+        ConverterFailed, match=f"converter of lowering_tests::norm .in norm.,.*{form.__name__}.*{message}"
+    ):
+        lowered(Model(), torch.randn(3, 4), dynamic_batch=(1, 3, 8))
+
+
+def test_when_decides_call_by_call() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.leaky_relu(x, 0.5) + torch.ops.aten.leaky_relu(x, 0.25)
+
+    @ttb.converter("aten::leaky_relu", when=lambda call: call["slope"] == 0.5 or "its slope is not a half")
+    def of_leaky_relu(x: Tensor, slope: float) -> Tensor:
+        return torch.maximum(x, x * slope)
+
+    captured = lowered(Two(), torch.randn(3, 4))
+    names = operators(captured.program)
+    assert names.count("aten.leaky_relu.default") == names.count("aten.maximum.default") == 1
+    assert [c.rejected for c in captured.conversions] == ["its slope is not a half", ""]
+    assert_computes(captured, torch.randn(3, 4))
+
+
+def test_when_sees_a_module_and_its_attributes() -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Gate(1.0), Gate(3.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)["out"])["out"]
+
+    @ttb.converter(Gate, when=lambda call: call.module.factor == 3.0)
+    def of_gate(gate: Gate, x: Tensor, shift: float) -> dict[str, Any]:
+        return {"out": torch.nn.functional.silu(x * gate.slope) / gate.slope * gate.factor + shift, "unused": None}
+
+    captured = lowered(Gates(), torch.randn(3, 4))
+    assert [(c.place, c.rejected) for c in captured.conversions] == [
+        ("first", "its when= rejects the call"),
+        ("second", ""),
+    ]
+    assert operators(captured.program).count("aten.silu.default") == 1
+    assert_computes(captured, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [(lambda call: call["slop"], "raised KeyError.*the arguments are x, slope"), (lambda call: None, "answered None")],
+)
+def test_a_when_that_fails_is_named(when: Any, message: str) -> None:
+    ttb.converter("aten::leaky_relu", when=when)(lambda x, slope: x)
+    with pytest.raises(ConverterFailed, match=f"when= of the converter of aten::leaky_relu.*{message}"):
+        lowered(nn.LeakyReLU(), torch.randn(3, 4))
+
+
+def test_a_converter_of_one_route_leaves_the_others_alone() -> None:
+    ttb.converter("lowering_tests::norm", routes=("onnx",))(spelled)
+    captured = lowered(Model(), torch.randn(3, 4))
+    own = "lowering_tests.norm.default"
+    assert own in operators(captured.program)
+    assert own not in operators(captured.for_route("onnx").program)
+    assert own not in operators(captured.for_route("hybrid").program)
+    assert captured.for_route("torch_tensorrt") is captured
+
+
+def test_a_form_may_call_what_another_converter_is_for_but_not_itself_without_end() -> None:
+    @ttb.converter("lowering_tests::norm")
+    def of_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return torch.ops.aten.leaky_relu(torch.ops.lowering_tests.norm(x, weight, eps), 1.0)
+
+    @ttb.converter("aten::leaky_relu")
+    def of_leaky_relu(x: Tensor, slope: float) -> Tensor:
+        return torch.maximum(x, x * slope)
+
+    names = operators(lowered(Model(), torch.randn(3, 4)).program)
+    assert names.count("lowering_tests.norm.default") == names.count("aten.maximum.default") == 1
+
+
+def test_what_the_capture_replaced_is_as_it_was() -> None:
+    before = Gate.forward, Clip.__dict__["forward"], wave
+    for target in (Gate, Clip, wave):
+        ttb.converter(target, when=lambda call: False)(lambda *args: None)
+    lowered(Model(), torch.randn(3, 4))
+    assert (Gate.forward, Clip.__dict__["forward"], wave) == before
+    model = Model()
+    model.gate.__class__ = type("Fails", (Gate,), {})  # inherits forward, so that it is kept whole, too
+    with pytest.raises(ConverterFailed):
+        with ttb.converter.scope():
+            ttb.converter(Gate)(raising)
+            lowered(model, torch.randn(3, 4))
+    assert (Gate.forward, Clip.__dict__["forward"], wave) == before
+
+
+def test_an_operator_without_a_kernel_here_is_captured_by_its_aten_form() -> None:
+    with torch.library._scoped_library("lowering_tests_gpu", "DEF") as library:
+        library.define("plus_one(Tensor x) -> Tensor")
+        library.impl("plus_one", lambda x: x + 1, "CUDA")
+        torch.library.register_fake("lowering_tests_gpu::plus_one", torch.empty_like, lib=library)
+
+        class PlusOne(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.ops.lowering_tests_gpu.plus_one(x) * 2
+
+        with pytest.raises(ttb.errors.InvalidInput, match="plus_one"):
+            lowered(PlusOne(), torch.randn(3))
+        ttb.converter("lowering_tests_gpu::plus_one")(lambda x: 1 + x)
+        captured = lowered(PlusOne(), torch.randn(3))
+        torch.testing.assert_close(captured.eager([torch.ones(3)])[0], torch.full((3,), 4.0))
+        assert operators(captured.program) == ["aten.add.Tensor", "aten.mul.Tensor"]
+        assert any("plus_one has no kernel for cpu" in note for note in captured.notes)

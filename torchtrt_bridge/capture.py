@@ -36,9 +36,11 @@ from .exportable import allow_few_boxes, exportable_detection
 from .forms import FormCall
 from .keeping import Kept, keeping
 from .purity import Purity
-from .registry import Snapshot
+from .registry import Conversion, Snapshot
 from .signature import Signature, TensorSpec, describe_parameters
 from .specialization import Guards, explain_specialization
+from .stand_ins import notes as stand_in_notes
+from .stand_ins import standing_in, without_kernel
 from .structure import Node, Unstorable, describe, rebuild
 
 
@@ -54,7 +56,8 @@ class CapturedModel:
     What converters add (see :mod:`.lowering`): ``formed`` is the program in which each call that has a TensorRT, ONNX
     or plugin form is one opaque operator, and ``calls`` says, by the operator's name (``str(node.target)``), which call
     that is; ``program`` has plain operators only. ``routes`` holds another captured model for each route that some
-    converters are limited to. ``kept`` are the calls that wait for that stage.
+    converters are limited to. ``kept`` are the calls that wait for that stage. ``conversions`` says what became of each
+    call, ``notes`` what a report should say of it.
     """
 
     program: ExportedProgram
@@ -68,6 +71,8 @@ class CapturedModel:
     calls: Mapping[str, FormCall] = dataclasses.field(default_factory=dict)
     routes: Mapping[str, CapturedModel] = dataclasses.field(default_factory=dict)
     kept: Kept | None = None
+    conversions: tuple[Conversion, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def for_route(self, name: str) -> CapturedModel:
         """The captured model that the route called ``name`` is to take."""
@@ -104,8 +109,10 @@ def capture(
     with export_lock, reproducible(device):
         examples = tuple(_ordinary(resize(t, dynamic.example_shape(i))) for i, t in enumerate(call.tensors))
         purity = Purity(model)
+        lacking = without_kernel(converters or Snapshot(), device)
         try:
-            result, written = _run_eagerly(model, call, examples, purity)
+            with standing_in(lacking):
+                result, written = _run_eagerly(model, call, examples, purity)
             flat = _FlatModule(model, call, result, written, dynamic)
             with keeping(model, converters or Snapshot()) as kept:
                 program = _export(flat, call, examples, dynamic)
@@ -114,7 +121,7 @@ def capture(
     signature, program = _sign(model, call, result, flat, program, dynamic, examples)
 
     def eager(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with reproducible(device):
+        with reproducible(device), standing_in(lacking):
             before = Purity(model)
             try:
                 copies = [t.clone() for t in tensors]
@@ -123,9 +130,17 @@ def capture(
                 before.restore()
         return [values[i] for i in flat.kept]
 
-    constants = tuple(result.constants) + tuple(flat.folded)
-    kept_or_none = kept if kept.calls else None
-    return CapturedModel(program, signature, examples, constants, model, eager, device, kept=kept_or_none)
+    return CapturedModel(
+        program=program,
+        signature=signature,
+        inputs=examples,
+        constants=(*result.constants, *flat.folded),
+        model=model,
+        eager=eager,
+        device=device,
+        kept=kept,
+        notes=stand_in_notes(lacking, program, device),
+    )
 
 
 def device_of(model: nn.Module, tensors: Sequence[torch.Tensor] = ()) -> torch.device:

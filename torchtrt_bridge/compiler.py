@@ -311,8 +311,9 @@ class Finish:
         """
         options, place, made = self.options, self.place, module.made
         rows: tuple[Row, ...] = ()
-        notes = [note for note in made.report.get("notes", ()) if note not in _own_notes(options, place)]
-        notes += _own_notes(options, place)
+        captured = self.captured.for_route("hybrid" if made.results else made.backend)
+        own = [*captured.notes, *_own_notes(options, place)]
+        notes = [note for note in made.report.get("notes", ()) if note not in own] + own
         if not place.target and options.verify is not False:
             with self.stages("verifying"):
                 rows = verify_against_eager(self.captured, module.run_settled, options.precision, options.tolerance)

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils import _pytree
 
 from . import forms
 from .forms import FormCall, Slot, tensors_of
-from .registry import Registration, Snapshot
+from .registry import Conversion, Registration, Snapshot
 from .registry.choice import accepting
 
 _MISSING = object()
@@ -29,23 +29,26 @@ _MISSING = object()
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kept:
     """Calls that were kept: by the name of each one's operator, the call (of no converter yet), and the registrations
-    that take it, best first. ``library`` is what the operators live in."""
+    that take it, best first. ``rejected`` are those that no converter took. ``library`` is what the operators live in.
+    """
 
-    calls: Mapping[str, tuple[FormCall, tuple[Registration, ...]]]
+    calls: dict[str, tuple[FormCall, tuple[Registration, ...]]]
+    rejected: list[Conversion]
     library: torch.library.Library
 
 
 @contextlib.contextmanager
 def keeping(model: nn.Module, snapshot: Snapshot) -> Iterator[Kept]:
     """Within, calls in this thread of what ``snapshot`` has converters for are kept whole where they are traced."""
-    kept = Kept({}, forms.library())
+    kept = Kept({}, [], forms.library())
+    inside = threading.local()
     by_target: dict[int, list[Registration]] = {}
     for registration in snapshot.of_python:
         by_target.setdefault(id(registration.target.object), []).append(registration)
     with contextlib.ExitStack() as stack:
         for registrations in by_target.values():
             target = registrations[0].target
-            keeper = _Keeper(kept, tuple(registrations))
+            keeper = _Keeper(kept, tuple(registrations), model, inside)
             patch = {"module": _module, "autograd function": _autograd_function, "function": _function}[target.kind]
             for holder, name, value in patch(target.object, keeper, model):
                 stack.enter_context(_replaced(holder, name, value))
@@ -55,16 +58,21 @@ def keeping(model: nn.Module, snapshot: Snapshot) -> Iterator[Kept]:
 class _Keeper:
     """Calls one target, and keeps the call where it is traced in this thread."""
 
-    def __init__(self, kept: Kept, registrations: tuple[Registration, ...]):
-        self._kept, self._registrations = kept, registrations
+    def __init__(self, kept: Kept, registrations: tuple[Registration, ...], model: nn.Module, inside: Any):
+        self._kept, self._registrations, self._model = kept, registrations, model
         self._thread = threading.get_ident()
-        self._inside = threading.local()  # the original, run for its results' form, may call itself
+        self._inside = inside  # an original that is run for its results' form: what it calls is part of it
 
     def __call__(self, original: Callable[..., Any], args: Any, kwargs: Any, module: nn.Module | None = None) -> Any:
         if threading.get_ident() != self._thread or getattr(self._inside, "flag", False):
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         args, kwargs = _normalized(original, args, kwargs, module)
-        taking = accepting(self._registrations, args, kwargs, module)
+        place = next((name for name, part in self._model.named_modules() if part is module), "")
+
+        def rejected(registration: Registration, reason: str) -> None:
+            self._kept.rejected.append(Conversion(registration, place, reason))
+
+        taking = accepting(self._registrations, args, kwargs, module, place, rejected)
         if not taking:
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         return self._keep(original, args, kwargs, module, taking)
@@ -90,7 +98,7 @@ class _Keeper:
         call = FormCall(None, original, args, kwargs, module=module, state=state)
         result: list[Any] = []
         operator = _operator(self._kept, values, _fake(call, taking, self._inside, result))
-        self._kept.calls[str(operator)] = call, taking  # type: ignore[index]
+        self._kept.calls[str(operator)] = call, taking
         tensors = iter(operator(*values))
         return _pytree.tree_map(lambda leaf: next(tensors) if isinstance(leaf, torch.Tensor) else leaf, result[0])
 

@@ -8,6 +8,7 @@ ask for sizes like any model's code.
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from .export_lock import export_lock
 from .forms import FormCall, Slot, call_of
 from .fx_nodes import module_path
 from .precision import rebuild
-from .registry import Registration, Snapshot
+from .registry import Conversion, Registration, Snapshot
 from .registry.choice import accepting
 
 _MOST_ROUNDS = 16
@@ -45,9 +46,7 @@ def lower(captured: CapturedModel, snapshot: Snapshot) -> CapturedModel:
         routes = {route: _lowered(captured, snapshot, route) for route in sorted(limited)}
         if limited:
             routes["hybrid"] = _lowered(captured, snapshot, "hybrid")
-        if general is captured and all(each is captured for each in routes.values()):
-            return captured
-        return dataclasses.replace(general, routes=routes)
+        return dataclasses.replace(general, routes=routes) if routes else general
 
 
 def serving(captured: CapturedModel, takes: Callable[[FormCall], bool]) -> ExportedProgram:
@@ -65,11 +64,28 @@ def _lowered(captured: CapturedModel, snapshot: Snapshot, route: str | None) -> 
     """``captured`` lowered for one route; where that is None, by the registrations that serve all routes."""
     work = _Work(captured.program, captured.kept, snapshot, route)
     work.settle(_has_form)
-    if work.program is captured.program:
+    if work.program is captured.program and not work.conversions:
         return captured
     formed = work.program if work.opaque else None
     work.settle(lambda call: False)
-    return dataclasses.replace(captured, program=work.program, formed=formed, calls=work.opaque, kept=None)
+    return dataclasses.replace(
+        captured,
+        program=work.program,
+        formed=formed,
+        calls=work.opaque,
+        kept=None,
+        conversions=tuple(work.conversions),
+        notes=(*captured.notes, *_notes(work.conversions)),
+    )
+
+
+def _notes(conversions: Sequence[Conversion]) -> list[str]:
+    """Whose ATen forms are in the program, for how many calls: for a report."""
+    taken = collections.Counter(c.registration for c in conversions if not c.rejected and c.registration.aten)
+    return [
+        f"{r.target}: {count} {'call' if count == 1 else 'calls'} converted by {r.origin.module}.{r.origin.qualname}"
+        for r, count in taken.items()
+    ]
 
 
 def _has_form(call: FormCall) -> bool:
@@ -88,7 +104,9 @@ class _Work:
 
     def __init__(self, program: ExportedProgram, kept: Any, snapshot: Snapshot, route: str | None):
         self.program, self.opaque = program, dict[str, FormCall]()
+        self.conversions: list[Conversion] = [] if kept is None else list(kept.rejected)
         self._kept, self._snapshot, self._route = kept, snapshot, route
+        self._looking_anew = True
         self._inside: dict[str, frozenset[Registration]] = {}  # by node: whose forms made it
 
     def settle(self, stays_opaque: Callable[[FormCall], bool]) -> None:
@@ -103,6 +121,7 @@ class _Work:
                 is_done = call_of(node.target) is call if opaque else _spells_itself(call, node)
                 if not is_done:
                     found[node.name] = call
+            self._looking_anew = False
             if not found:
                 return
             self._rewrite(found, stays_opaque)
@@ -125,12 +144,18 @@ class _Work:
             return None
         args, kwargs = _arguments(node)
         fake_args, fake_kwargs = torch.fx.map_arg((args, kwargs), lambda n: n.meta.get("val"))  # type: ignore[arg-type]
-        taking = accepting(registrations, fake_args, fake_kwargs, place=module_path(node))
+        place = module_path(node)
+
+        def rejected(registration: Registration, reason: str) -> None:
+            if self._looking_anew:
+                self.conversions.append(Conversion(registration, place, reason))
+
+        taking = accepting(registrations, fake_args, fake_kwargs, place=place, rejected=rejected)
         if not taking:
             return None
         nodes = _nodes(node)
         args, kwargs = torch.fx.map_arg((args, kwargs), lambda n: Slot(nodes.index(n)))  # type: ignore[arg-type,return-value]
-        return FormCall(taking[0], node.target, args, kwargs, module_path(node))
+        return FormCall(taking[0], node.target, args, kwargs, place)
 
     def _serves(self, registration: Registration) -> bool:
         return registration.serves(self._route) or self._route == "hybrid"
@@ -162,6 +187,8 @@ class _Work:
                 spelled.append(operation)
             if call.registration is not None:
                 self._inside[node.name] = inside | {call.registration}
+                if call_of(node.target) is None:
+                    self.conversions.append(Conversion(call.registration, call.place))
         marked = rebuild(self.program, graph, {})
         self.program = self._spelled_out(marked, spelled) if spelled else marked
 

@@ -116,6 +116,16 @@ class Registration:
         return f"<converter of {self.target}: {'+'.join(self.forms)}{where}, {self.source}, {self.origin}>"
 
 
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What became of one call of a converter's target: taken by ``registration``, or not, where ``rejected`` says why.
+    ``place`` is the path of the user's module, as far as it is known."""
+
+    registration: Registration
+    place: str = ""
+    rejected: str = ""
+
+
 class Layer(Protocol):
     """Where a converter is registered (see :mod:`.table`)."""
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..errors import ConverterClash, InvalidOption, nearest
+from ..errors import BackendUnavailable, ConverterClash, InvalidOption, nearest
 from .discovery import discover, source_of
 from .registration import Call, Converter, Definition, Registration
 from .target import Target
@@ -150,7 +150,7 @@ class Registry:
         stand in after precision is decided, where a call is still as it was captured."""
         from ..converters import registrations
 
-        return (*self.snapshot().registrations, *registrations())
+        return (*self._ranked(()), *registrations())
 
     @contextlib.contextmanager
     def scope(self, *converters: Converter) -> Iterator[None]:
@@ -192,17 +192,24 @@ class Registry:
         Raises:
             InvalidOption: ``converters`` holds something else.
         """
+        found = self._ranked(_registrations(converters))
+        if any(r.flavours for r in found):
+            flavour = _flavour()
+            found = tuple(r for r in found if not r.flavours or flavour in r.flavours)
+        return Snapshot(found)
+
+    def _ranked(self, first: tuple[Registration, ...]) -> tuple[Registration, ...]:
+        """All registrations, in the order in which they are asked: ``first``, then block by block; in each the highest
+        priority before others, one overload's before those of all; last of all what is built in."""
         self._discover()
-        layers = [_registrations(converters)]
-        layers += [table.registrations for table in reversed(self._blocks.get())]
-        layers.append(self._process.registrations)
+        layers = [first, *(table.registrations for table in reversed(self._blocks.get())), self._process.registrations]
         ranked = [
             ((r.source == "built-in", layer, -r.priority, not r.target.is_overload), r)
             for layer, registrations in enumerate(layers)
             for r in registrations
         ]
         ranked.sort(key=lambda pair: pair[0])
-        return Snapshot(tuple(dict.fromkeys(r for _, r in ranked)))
+        return tuple(dict.fromkeys(r for _, r in ranked))
 
     def _discover(self) -> None:
         with self._discovering:
@@ -222,6 +229,16 @@ def _registrations(converters: Any) -> tuple[Registration, ...]:
                 f"converters={each!r}: give what @torchtrt_bridge.converter(target) made, or several in a list."
             )
     return tuple(each.registration for each in converters)
+
+
+def _flavour() -> str | None:
+    """The TensorRT that is in use here, if any is."""
+    from ..trt.targets import installed
+
+    try:
+        return installed().name
+    except BackendUnavailable:
+        return None
 
 
 def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:

@@ -60,6 +60,15 @@ class Target:
         name = packet.replace(".", "::", 1)
         return self.name in (name, f"{name}.{overload}")
 
+    def overloads(self) -> tuple[torch._ops.OpOverload, ...]:
+        """The operator's overloads that this is for; none where it is a function or a class."""
+        if self.kind != "operator":
+            return ()
+        namespace, _, rest = self.name.partition("::")
+        operator, _, overload = rest.partition(".")
+        packet = getattr(getattr(torch.ops, namespace), operator)
+        return tuple(getattr(packet, name) for name in ([overload] if overload else packet.overloads()))
+
     @property
     def is_overload(self) -> bool:
         """Whether this is one overload of an operator."""
