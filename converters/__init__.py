@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FAMILIES = """
     attention distance elementwise image indexing normalization ordering pooling product reduction scan shape
 """.split()
-_REGISTERING: list[str] = []
+_REGISTERING = ["tensorrt_layers"]
 
 
 def decompositions() -> Mapping[Any, Callable[..., Any]]:

@@ -73,7 +73,11 @@ def _marking(call: FormCall, operator: Any, marked: list[Marked]) -> Any:
             made = operator(*values)
         results = tensors_of(made)
         arguments = [_tensor(value) for value in values]
-        stand_ins = [torch.zeros((), dtype=t.dtype, device=t.device).expand(t.shape) for t in results]
+        try:
+            stand_ins = [_zeros(tensor) for tensor in results]
+        except RuntimeError:  # a size that tracing cannot write out: it is asked of the call spelled out
+            results = call.spelled(values)
+            stand_ins = [_zeros(tensor) for tensor in results]
         marked.append(Marked(call, len(arguments), tuple(Expected.of(t) for t in results)))
         found = torch.onnx.ops.symbolic_multi_out(
             f"{_DOMAIN}::{_OPERATOR}",
@@ -86,6 +90,10 @@ def _marking(call: FormCall, operator: Any, marked: list[Marked]) -> Any:
         return found[0] if isinstance(made, torch.Tensor) else list(found)
 
     return form
+
+
+def _zeros(like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -160,10 +160,21 @@ class ConversionContext:
         layer.zero_is_placeholder = False
         known = [size if isinstance(size, int) else -1 for size in sizes]
         if known.count(-1) > 1:
-            layer.set_input(1, self._sizes(sizes))
+            layer.set_input(1, self.shape_of(sizes))
         else:  # the one that is not known follows from the rest
             layer.reshape_dims = tuple(known)
         return layer.get_output(0)
+
+    def shape_of(self, sizes: Sequence[Any]) -> Any:
+        """Ints and one-element tensors as one shape, a one-dimensional int64 tensor, for a layer's ``set_input``."""
+        import torch
+
+        parts = [
+            self.constant([size], torch.int64) if isinstance(size, int) else self.cast(size, self.trt.int64)
+            for size in sizes
+        ]
+        flat = [part if len(part.shape) == 1 else self.reshape(part, [1]) for part in parts]
+        return self.network.add_concatenation(flat).get_output(0)
 
     @contextlib.contextmanager
     def scope(self, place: str, name: str) -> Iterator[None]:
@@ -190,16 +201,6 @@ class ConversionContext:
         if not missing:
             return tensor
         return self.reshape(tensor, [1] * missing + [self.size(tensor, axis) for axis in range(rank - missing)])
-
-    def _sizes(self, sizes: Sequence[Any]) -> Any:
-        import torch
-
-        parts = [
-            self.constant([size], torch.int64) if isinstance(size, int) else self.cast(size, self.trt.int64)
-            for size in sizes
-        ]
-        flat = [part if len(part.shape) == 1 else self.reshape(part, [1]) for part in parts]
-        return self.network.add_concatenation(flat).get_output(0)
 
     def _name_layers(self, began: int) -> None:
         local = self.name.rpartition("::")[2] if "::" in self.name else self.name.rpartition(".")[2]
