@@ -183,6 +183,20 @@ def define(call: FormCall, values: Sequence[Any], result: Any, opaque: bool) -> 
     return Operation(call, operator, body)
 
 
+def arguments_of(
+    operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Every argument of a call of ``operator``, its schema's defaults among them."""
+    found, named = list(args), dict(kwargs)
+    for argument in operator._schema.arguments[len(found) :]:
+        value = named.pop(argument.name, argument.default_value if argument.has_default_value() else None)
+        if argument.kwarg_only:
+            named[argument.name] = value
+        else:
+            found.append(value)
+    return tuple(found), named
+
+
 def call_of(operator: Any) -> FormCall | None:
     """The call that ``operator``, the target of a node, stands for; None where it is another operator."""
     ours = isinstance(operator, torch._ops.OpOverload) and operator.namespace == NAMESPACE

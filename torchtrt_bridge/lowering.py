@@ -22,7 +22,7 @@ from . import forms
 from .capture import CapturedModel
 from .errors import BridgeError, ConverterFailed
 from .export_lock import export_lock
-from .forms import FormCall, Slot, call_of
+from .forms import FormCall, Slot, arguments_of, call_of
 from .fx_nodes import module_path
 from .precision import rebuild
 from .registry import Conversion, Registration, Snapshot
@@ -142,7 +142,7 @@ class _Work:
         registrations = [r for r in self._snapshot.for_operator(node.target) if r not in inside and self._serves(r)]
         if not registrations:
             return None
-        args, kwargs = _arguments(node)
+        args, kwargs = arguments_of(node.target, node.args, node.kwargs)
         fake_args, fake_kwargs = torch.fx.map_arg((args, kwargs), lambda n: n.meta.get("val"))  # type: ignore[arg-type]
         place = module_path(node)
 
@@ -223,18 +223,6 @@ class _Work:
             if source is not None and source.name in before:
                 self._inside[node.name] = before[source.name]
         return made
-
-
-def _arguments(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Every argument of an operator's call, its schema's defaults among them."""
-    args, kwargs = list(node.args), dict(node.kwargs)
-    for argument in node.target._schema.arguments[len(args) :]:  # type: ignore[union-attr]
-        value = kwargs.pop(argument.name, argument.default_value if argument.has_default_value() else None)
-        if argument.kwarg_only:
-            kwargs[argument.name] = value
-        else:
-            args.append(value)
-    return tuple(args), kwargs
 
 
 def _nodes(node: Node) -> list[Node]:

@@ -6,6 +6,7 @@ import copy
 import threading
 from pathlib import Path
 
+import own_layers
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
@@ -171,3 +172,29 @@ def test_torch2trt_itself_with_a_dynamic_size(real):
 def test_torch2trt_itself_is_never_silently_wrong(real, function, error):
     with pytest.raises(error):
         compile(Function(function), torch.randn(2, 3, 4, 4, device="cuda"))
+
+
+class Normed(nn.Module):
+    """Linear layers, which the stand-in has, around a norm and an attention, which converters have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 8), own_layers.Norm(8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.last(torch.ops.own_layers.attention(x, x, x, self.scale))
+
+
+def test_converters_layers_compute_what_eager_does(stand_in, tmp_path):
+    model = Normed()
+    fast = compile(
+        model, torch.randn(3, 8, device="cuda"), converters=own_layers.CONVERTERS, dynamic_batch=(1, 3, 6)
+    )
+    assert any("TensorRT layers of own_layers::rms (1 time)" in note for note in fast.report.notes)
+    fast.save(tmp_path / "fast.safetensors")
+    for module in (fast, ttb.load(tmp_path / "fast.safetensors")):
+        for rows in (1, 3, 6):
+            x = torch.randn(rows, 8, device="cuda")
+            assert_same(module(x), model(x), 1e-3, 1e-3)

@@ -7,6 +7,7 @@ makes plans only, so it has nothing for the CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from ..capture import CapturedModel, reproducible
 from ..errors import ConversionFailed
 from ..export_lock import export_lock
+from ..layer_forms import summary
 from ..options import BuildOptions
 from ..precision import Precision
 from ..signature import Signature
@@ -103,6 +105,8 @@ class _Maker:
 
     def __call__(self, trt: Any, network: Any) -> Any:
         """Returns what must live until the plan is there."""
+        from ..trt.targets import installed
+        from .torch2trt_forms import Forms
         from .torch2trt_library import Library
         from .torch2trt_network import Network
         from .torch2trt_tracing import trace
@@ -112,22 +116,25 @@ class _Maker:
         if captured.device.type == "cuda":
             torch.cuda.synchronize(captured.device)  # this is another thread, whose stream is not the caller's
         filled = Network(trt, network, self._precision.name)
+        forms = Forms(captured.calls.values(), installed(), network)
         inputs = [
             (spec.name, example, tuple(-1 if isinstance(size, str) else size for size in spec.shape))
             for spec, example in zip(signature.inputs, captured.inputs)
         ]
         with export_lock, Library.open() as library, reproducible(captured.device):
             self.version = library.version
-            results = trace(library, filled, captured.model, lambda m, tensors: _call(m, signature, tensors), inputs)
+            run = functools.partial(_call, signature)
+            results = trace(library, filled, captured.model, run, inputs, forms)
         for (tensor, example), name, spec in zip(results, output_names(signature), signature.outputs):
             _mark(trt, network, tensor, example.dtype, name, spec)
         if self._precision.name != "fp32":
             what = " and ".join(f"{kind}s" for kind in sorted(filled.lowered)) or "nothing"
             self.notes.append(f"torch2trt's layers: {what} in {self._precision}, the rest in the model's own dtype")
-        return filled
+        self.notes += summary(forms.made)
+        return filled, forms
 
 
-def _call(model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _call(signature: Signature, model: nn.Module, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The model's flat results, in the order of the signature's outputs. ``tensors`` may be written to."""
     arguments = {name: rebuild(node, lambda index: tensors[index]) for name, node in signature.arguments.items()}
     bound = inspect.BoundArguments(inspect.signature(model.forward), arguments)  # type: ignore[arg-type]

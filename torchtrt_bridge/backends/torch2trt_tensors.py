@@ -9,6 +9,7 @@ the inputs. One that does and is asked for as a constant is an UnsupportedLayer 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,6 +60,7 @@ class Tensors(TorchDispatchMode):
         self._calls: list[object] = []
         self._fresh: list[tuple[torch.Tensor, Any]] = []  # what the converter that is running has given so far
         self.in_operator = False
+        self.convert: Callable[[Any, Any, Any, Any], object] | None = None  # is told of operators that nobody converts
         self.missed: UnsupportedLayer | None = None
         self.failed_in: str | None = None
 
@@ -107,6 +109,14 @@ class Tensors(TorchDispatchMode):
         """``tensor`` is an input of the model."""
         self._held[tensor] = value
         self._origin[tensor] = "the input"
+
+    def find(self, tensor: torch.Tensor) -> Any:
+        """TensorRT's tensor for ``tensor``; None for a constant."""
+        if tensor in self._held:
+            return self.get(tensor)
+        if (origin := self._depends(tensor)) is not None:
+            raise self._unsupported(origin)
+        return None
 
     def result(self, tensor: torch.Tensor) -> Any:
         """TensorRT's tensor for a result of the model."""
@@ -166,11 +176,9 @@ class Tensors(TorchDispatchMode):
             raise self._read(name)
         written = list(_written(func, args, kwargs))
         # an operator of the user's own may be written in torch's functions: watched is it, not what it calls
-        self.in_operator = True
-        try:
+        inside = self.in_operator
+        with self.aside():
             result = func(*args, **kwargs)
-        finally:
-            self.in_operator = False
         if not depends or (short in _BY_SHAPE and not self._dynamic):
             return result
         lacking = [origin for origin in map(self._unconverted, depends) if origin is not None]
@@ -182,7 +190,18 @@ class Tensors(TorchDispatchMode):
             self._held[result] = self._held[depends[0]]
         for tensor in written:
             self._write(tensor, origin, f"{name} on a view of a tensor in {self._where()}")
+        if self.convert is not None and not inside and not self._calls:
+            self.convert(func, args, kwargs, result)
         return result
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, torch2trt's converters are not called: what runs is somebody else's to convert as a whole."""
+        before, self.in_operator = self.in_operator, True
+        try:
+            yield
+        finally:
+            self.in_operator = before
 
     def _write(self, tensor: torch.Tensor, origin: str, aside: str) -> None:
         self._origin[tensor] = origin

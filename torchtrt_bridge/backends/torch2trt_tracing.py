@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from ..errors import BridgeError, ConversionFailed
+from ..trt.request import Failure
 from .torch2trt_converters import CONVERTERS
+from .torch2trt_forms import Forms
 from .torch2trt_library import Library
 from .torch2trt_network import Network
 from .torch2trt_tensors import Tensors
@@ -43,6 +45,7 @@ def trace(
     model: nn.Module,
     run: Callable[[nn.Module, Sequence[torch.Tensor]], list[torch.Tensor]],
     inputs: Sequence[tuple[str, torch.Tensor, tuple[int, ...]]],
+    forms: Forms,
 ) -> list[tuple[Any, torch.Tensor]]:
     """Run ``model`` under torch2trt's converters.
 
@@ -50,6 +53,7 @@ def trace(
         model: it is not changed; a copy of its modules, with the same tensors, is traced.
         run: calls the model with flat tensors, gives its flat results.
         inputs: name, example and shape (-1 where dynamic) of each.
+        forms: converters with TensorRT forms, which go before torch2trt's.
 
     Returns:
         For every result, TensorRT's tensor and the example's torch tensor.
@@ -57,6 +61,7 @@ def trace(
     Raises:
         UnsupportedLayer: there is no converter for an operator; it says which, and the module.
         ConversionFailed: a converter failed.
+        HandwrittenFailed: a form failed.
     """
     module = _twin(model)
     context = _context(library, network, module)
@@ -68,9 +73,10 @@ def trace(
         tensors.begin(example, given)
     try:
         with _patched(library, context, tensors), torch.no_grad(), tensors:
-            results = run(module, examples)
+            with forms.serving(module, tensors, lambda: _running(context)):
+                results = run(module, examples)
         return [(tensors.result(result), result) for result in results]
-    except BridgeError:
+    except (BridgeError, Failure):
         raise
     except Exception as error:
         if isinstance(error, AttributeError) and str(error) == "_trt" and tensors.missed is not None:
@@ -135,6 +141,11 @@ def _users_own(library: Library) -> dict[Any, Any]:
     finally:
         registry.clear()
         registry.update(before)
+
+
+def _running(context: Any) -> nn.Module | None:
+    """The module that runs; None between the model's own."""
+    return context.module_stack[-1] if context.module_stack else None
 
 
 def _place(context: Any) -> str:
