@@ -98,10 +98,10 @@ def test_what_a_file_holds_is_compared_not_what_the_model_would_become(chain, tm
 def test_a_module_in_parts_is_built_again_from_the_program_that_it_keeps():
     model, x = Twisted().eval(), torch.randn(3, 8)
     other = perturbed(model, "head.0")
-    found = ttb.compare(model, ttb.compile(other, x, source=True), x)
+    found = ttb.compare(model, ttb.compile(other, x, "fp16", hybrid=True, source=True), x)
     assert found.first.place == "head.0"
     assert found.notes[0].startswith("the intermediate results are those of a debug build") and len(found.notes) == 1
-    blind = ttb.compare(model, ttb.compile(other, x), x)
+    blind = ttb.compare(model, ttb.compile(other, x, "fp16", hybrid=True), x)
     assert blind.first is None and not blind.results[0].passed
     assert "built from other weights than this model's" in blind.notes[1]
     assert "the debug build's own results are not the module's" in blind.notes[2]
@@ -135,6 +135,7 @@ def test_underflow_and_lost_bits_show_by_layer():
     found = ttb.compare(model, ttb.compile(model, x, "fp16", verify=False), x)
     assert found.layers[0].place == "down" and found.layers[0].subnormal > 0.95
     assert found.first.place == "down" and found.first.own_error > 1e-2
+    assert "too small for fp16" in found.verdict
 
 
 def test_the_result_prints_as_text_table_html_and_plot(chain):

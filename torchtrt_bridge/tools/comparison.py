@@ -135,18 +135,20 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence: where it goes wrong."""
-        layer = self.first
+        layer, agree = self.first, all(row.passed for row in self.results)
         if layer is not None:
             what = f"an error of its own of {layer.own_error:.1e}, where {self.expected:.1e} is in line"
             if layer.nonfinite:
                 what = f"{layer.nonfinite} NaN or Inf where eager is finite (max|eager| {layer.largest:.3g})"
-            return f"{layer.name} departs first: {what}."
-        if all(row.passed for row in self.results):
+            elif layer.subnormal > 0.5:
+                what += f" ({layer.subnormal:.0%} of its values are too small for fp16)"
+            return f"{layer.name} departs first: {what}.{' The results agree all the same.' if agree else ''}"
+        if agree:
             return "No layer departs, and the results agree."
         return "No single layer departs: what is off in the results adds up over the layers, or lies outside of them."
 
     def __repr__(self) -> str:
-        lines = [f"{key:<10}{value}" for key, value in self._facts()]
+        lines = [f"{key:<12}{value}" for key, value in self._facts()]
         shown = self._shown()
         width = max((len(layer.name) for layer in shown), default=0) + 2
         lines.append(f"{'':<2}{'layer':<{width}}" + "".join(f"{title:>12}" for title in _TITLES))
@@ -154,9 +156,7 @@ class Comparison:
             mark = "> " if layer.departs else "  "
             lines.append(f"{mark}{layer.name:<{width}}" + "".join(f"{cell:>12}" for cell in _cells(layer)))
         if len(shown) < len(self.layers):
-            lines.append(
-                f"  ... {len(shown)} of {len(self.layers)} layers, by their errors; table() has all"
-            )
+            lines.append(f"  ... {len(shown)} of {len(self.layers)} layers, by their errors; table() has all")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -191,14 +191,18 @@ _TITLES = ("own error", "relative L2", "max error", "cosine", "max|eager|", "NaN
 
 def _cells(layer: Layer) -> tuple[str, ...]:
     return (
-        f"{layer.own_error:.1e}",
-        f"{layer.relative_l2:.1e}",
-        f"{layer.max_error:.1e}",
-        f"{layer.cosine:.6f}",
+        _number(layer.own_error, ".1e"),
+        _number(layer.relative_l2, ".1e"),
+        _number(layer.max_error, ".1e"),
+        _number(layer.cosine, ".6f"),
         f"{layer.largest:.3g}",
         str(layer.nonfinite),
         f"{layer.subnormal:.1%}",
     )
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _order(error: float) -> float:

@@ -92,7 +92,8 @@ class TunedPrecision:
         layers, trials = figure.subplots(1, 2)
         ceiling = 10 * max([row.model for row in rows if math.isfinite(row.model)], default=1.0)
         lengths = [row.model if math.isfinite(row.model) else ceiling for row in rows]
-        layers.barh(range(len(rows)), lengths, color=["tab:red" if row.raised else "tab:blue" for row in rows])
+        bars = layers.barh(range(len(rows)), lengths, color=["tab:red" if row.raised else "tab:blue" for row in rows])
+        layers.bar_label(bars, ["" if math.isfinite(row.model) else "NaN or Inf" for row in rows], label_type="center")
         layers.set_yticks(range(len(rows)), [_name(row.layer) for row in rows], fontsize="small")
         layers.set_xscale("log")
         layers.invert_yaxis()
