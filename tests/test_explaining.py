@@ -144,3 +144,27 @@ def test_refusals_leave_the_program_alone():
     assert first and first == OnnxBackend().refusals(captured.program, Place(torch.device("cpu")))
     assert str(captured.program) == before
     assert set(first) <= {node.name for node in captured.program.graph.nodes}
+
+
+def test_it_says_which_form_of_a_converter_a_route_takes_and_why_not_another() -> None:
+    class Rates(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.aten.leaky_relu(x, 0.5) + torch.ops.aten.leaky_relu(x, 0.25).tanh()
+
+    with ttb.converter.scope():
+        half = ttb.converter("aten::leaky_relu", when=lambda call: call["slope"] == 0.5 or "only halves")
+
+        @half.onnx
+        def _(x, slope): ...
+
+        only_tensorrt = ttb.converter("aten::tanh")
+        only_tensorrt.tensorrt(lambda ctx, x: ...)
+        found = ttb.explain(Rates().eval(), torch.randn(3, 4))
+        onnx = answer(found, "onnx")
+        assert onnx.takes and onnx.taken == onnx.operations == 4
+        assert set(onnx.converters) == {
+            "aten::leaky_relu in the top module: the converter's ONNX form",
+            "aten::leaky_relu in the top module: not converted: only halves",
+            "aten::tanh in the top module: as it is; no form serves this route",
+        }
+        assert all(line in repr(found) for line in onnx.converters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from .backends.base import Backend, Place
+from .backends.base import Backend, Place, Served
 from .capture import CapturedModel, capture
 from .compiler import ordinary_tensors, parse_device
 from .errors import BridgeError
-from .lowering import lower
+from .forms import FormCall
+from .lowering import lower, serving
 from .precision import Precision
-from .registry import converter
+from .registry import Registration, converter
 from .selection import candidates
 from .tracebacks import leaves_no_memory
+
+_NAMES = {"aten": "ATen", "tensorrt": "TensorRT", "onnx": "ONNX"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,8 @@ class RouteAnswer:
         reasons: why it would not try.
         layers: what stands in the way.
         taken: how many of the graph's operations it takes; None where only trying can tell.
+        operations: how many there are, for this route: converters may be for some routes only.
+        converters: what becomes of the calls that converters are for.
     """
 
     route: str
@@ -61,6 +67,8 @@ class RouteAnswer:
     reasons: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
     taken: int | None = None
+    operations: int | None = None
+    converters: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Explanation:
 
     def share(self, answer: RouteAnswer) -> float | None:
         """The share of the operations that a route takes, 0 to 1."""
-        return None if answer.taken is None else answer.taken / max(1, self.operations)
+        return None if answer.taken is None else answer.taken / max(1, answer.operations or self.operations)
 
     def __repr__(self) -> str:
         lines = [f"{self.operations} operations, {self.precision}, on {self.where}"]
@@ -113,8 +121,9 @@ class Explanation:
         for answer in self.routes:
             share = self.share(answer)
             why = [*answer.reasons, *map(str, answer.layers)]
-            if not why:
-                why = [""] if share is not None else ["known by trying only"]
+            if not why and share is None:
+                why = ["known by trying only"]
+            why = [*why, *answer.converters] or [""]
             rows.append((answer.route, "yes" if answer.takes else "no", "" if share is None else f"{share:.1%}", why))
         return rows
 
@@ -157,9 +166,8 @@ def explain(
         captured = lower(captured, registered)
         parsed = parsed.bind(captured.program.graph, captured.model)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
-        work = {node.name: node for node in captured.program.graph.nodes if is_operation(node)}
-        answers = tuple(_answer(route, captured, place, work) for route in candidates("auto"))
-    return Explanation(str(parsed), str(place), len(work), answers)
+        answers = tuple(_answer(route, captured, place) for route in candidates("auto"))
+    return Explanation(str(parsed), str(place), len(_operations(captured.program)), answers)
 
 
 def is_operation(node: Node) -> bool:
@@ -175,18 +183,52 @@ def place_of(node: Node) -> str:
     return str(stack[-1][0]).removeprefix("model").removeprefix(".") if stack else ""
 
 
-def _answer(route: Backend, captured: CapturedModel, place: Place, work: dict[str, Node]) -> RouteAnswer:
+def _answer(route: Backend, captured: CapturedModel, place: Place) -> RouteAnswer:
+    captured = captured.for_route(route.name)
     support = route.supports(captured, place)
     ask = getattr(route, "refusals", None)
     if support.missing or ask is None:
         return RouteAnswer(route.name, support.possible, support.reasons)
+    served = {call: route.served(call, place) for call in captured.calls.values()}  # type: ignore[attr-defined]
+    program = serving(captured, lambda call: served[call].form is not None)
+    converters = tuple(_converters(captured, served))
     try:
-        refused = ask(captured.program, place)
+        refused = ask(program, place)
     except BridgeError as error:
-        return RouteAnswer(route.name, False, (*support.reasons, str(error).splitlines()[0]))
-    layers = _layers(captured.program, refused)
+        reasons = (*support.reasons, str(error).splitlines()[0])
+        return RouteAnswer(route.name, False, reasons, converters=converters)
+    work = _operations(program)
     taken = len(work) - sum(name in refused for name in work)
-    return RouteAnswer(route.name, support.possible and not refused, support.reasons, layers, taken)
+    takes = support.possible and not refused
+    return RouteAnswer(route.name, takes, support.reasons, _layers(program, refused), taken, len(work), converters)
+
+
+def _operations(program: ExportedProgram) -> list[str]:
+    return [node.name for node in program.graph.nodes if is_operation(node)]
+
+
+def _converters(captured: CapturedModel, served: Mapping[FormCall, Served]) -> list[str]:
+    """A line for each converter and what becomes of the calls that it is for, with the place of the first."""
+    found: dict[tuple[str, str], list[str]] = {}
+
+    def add(registration: Registration, place: str, what: str) -> None:
+        found.setdefault((f"{registration.target}", what), []).append(place or "the top module")
+
+    for call, answer in served.items():
+        assert call.registration is not None
+        form = answer.form or ("aten" if call.registration.aten is not None else "")
+        what = f"the converter's {_NAMES[form]} form" if form else "as it is; no form serves this route"
+        add(call.registration, call.place, f"{what}; {answer.reason}" if answer.reason else what)
+    opaque = {(call.registration, call.place) for call in served}
+    for each in captured.conversions:
+        if each.rejected:
+            add(each.registration, each.place, f"not converted: {each.rejected}")
+        elif (each.registration, each.place) not in opaque:
+            add(each.registration, each.place, "the converter's ATen form")
+    return [
+        f"{target} in {places[0]}{f' ({len(places)} times)' if len(places) > 1 else ''}: {what}"
+        for (target, what), places in found.items()
+    ]
 
 
 def _layers(program: ExportedProgram, refused: dict[str, str]) -> tuple[Layer, ...]:
@@ -203,4 +245,3 @@ def _layers(program: ExportedProgram, refused: dict[str, str]) -> tuple[Layer, .
 def _without(reason: str, name: str) -> str:
     """``reason`` without the operator's name at its start, which stands before it already."""
     return reason.removeprefix(f"{name} ")
-

@@ -166,11 +166,12 @@ class _Work:
         library = forms.library()
         spelled: list[forms.Operation] = []
         for node in [n for n in graph.nodes if n.name in found]:
+            opaque = stays_opaque(found[node.name])
             call = dataclasses.replace(found[node.name], library=library)
             values = list(node.args) if call_of(node.target) or self._is_kept(node) else _nodes(node)
             result = node.meta["val"]
             single = self._is_kept(node) and len(result) == 1
-            operation = forms.define(call, values, result[0] if single else result, stays_opaque(call))
+            operation = forms.define(call, values, result[0] if single else result, opaque)
             with graph.inserting_before(node):
                 new = graph.create_node("call_function", operation.operator, tuple(values), {})
             new.meta = {**node.meta, "val": result[0] if single else result}
@@ -181,7 +182,7 @@ class _Work:
             inside = self._inside.get(node.name, frozenset())
             graph.erase_node(node)
             new.name = node.name
-            if stays_opaque(call):
+            if opaque:
                 self.opaque[str(operation.operator)] = call
             else:
                 spelled.append(operation)

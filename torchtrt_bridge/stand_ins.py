@@ -41,8 +41,8 @@ def notes(operators: Mapping[Any, Any], program: ExportedProgram, device: torch.
     """What a report should say of those of ``operators`` that are in ``program``."""
     met = sorted({str(n.target).removesuffix(".default") for n in program.graph.nodes if n.target in operators})
     return tuple(
-        f"{name} has no kernel for {device.type}: its converter's ATen form stood in, and what is compared with eager is"
-        " compared with that form"
+        f"{name} has no kernel for {device.type}: its converter's ATen form stood in, and results are compared with"
+        " that form's"
         for name in met
     )
 

@@ -123,6 +123,15 @@ class Place:
         return f"a GPU elsewhere, {self.target}" if self.target else str(self.device)
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a route makes of a converter's call: ``form`` names the form that it serves as one operator (``"tensorrt"``,
+    ``"onnx"``); None where it takes the ATen form, or the call as it is. ``reason``: why not the other forms."""
+
+    form: str | None
+    reason: str = ""
+
+
 class Backend(Protocol):
     """One route into TensorRT."""
 

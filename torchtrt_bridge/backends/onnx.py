@@ -16,13 +16,14 @@ from torch.export import ExportedProgram
 
 from ..capture import CapturedModel
 from ..errors import BuildFailed, ConversionFailed
-from ..layer_forms import makes_layers, summary
+from ..forms import FormCall
+from ..layer_forms import makes_layers, refusal, summary
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
 from ..signature import Signature
 from ..trt.targets import installed
-from .base import Artifact, Place, Segment, Support
+from .base import Artifact, Place, Segment, Served, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .onnx_forms import takes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
@@ -48,6 +49,14 @@ class OnnxBackend:
 
         return refusals(program, place)
 
+    def served(self, call: FormCall, place: Place) -> Served:
+        """The TensorRT form in a plan, where there is one and it fits; else the ONNX form."""
+        assert call.registration is not None
+        if place.needs_plan and makes_layers(call, installed()):
+            return Served("tensorrt")
+        reason = (refusal(call.registration, installed()) or "") if place.needs_plan else ""
+        return Served("onnx" if takes(call) else None, reason)
+
     def convert(
         self,
         captured: CapturedModel,
@@ -57,7 +66,7 @@ class OnnxBackend:
         progress: Callable[[str, float], None],
     ) -> Artifact:
         """See :meth:`.base.Backend.convert`."""
-        cast = cast_program(_program(captured, precision, place), precision)
+        cast = cast_program(self._program(captured, precision, place), precision)
         provenance = {"torch": torch.__version__, "opset": None}
         if place.needs_plan:
             segment, made, notes = _plan(cast.program, captured.signature, build, place, progress)
@@ -76,16 +85,11 @@ class OnnxBackend:
             },
         )
 
-
-def _program(captured: CapturedModel, precision: Precision, place: Place) -> ExportedProgram:
-    """The program to convert. Calls of converters with an ONNX form are in it as they are, unless PyTorch is to run it;
-    for a plan, those with a TensorRT form too, which goes before."""
-    if not captured.calls or (not place.needs_plan and _lack(captured.signature, precision) is not None):
-        return captured.program
-    if not place.needs_plan:
-        return serving(captured, takes)
-    flavor = installed()
-    return serving(captured, lambda call: takes(call) or makes_layers(call, flavor))
+    def _program(self, captured: CapturedModel, precision: Precision, place: Place) -> ExportedProgram:
+        """The program to convert; plain where PyTorch is to run it."""
+        if not place.needs_plan and _lack(captured.signature, precision) is not None:
+            return captured.program
+        return serving(captured, lambda call: self.served(call, place).form is not None)
 
 
 def _lack(signature: Signature, precision: Precision) -> str | None:

@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ..export_lock import export_lock
+from ..forms import call_of
 from .base import Place
 from .onnx_graph import OPSETS, exportable, quiet
 
@@ -54,7 +55,7 @@ def _without_form(program: ExportedProgram) -> dict[str, str]:
     for node in _spelled_out(exportable(program)).graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if str(node.target).startswith(_CHECKS) or _translated(node):
+        if str(node.target).startswith(_CHECKS) or call_of(node.target) is not None or _translated(node):
             continue
         source = next((s.name for s in reversed(node.meta.get("from_node") or []) if s.name in names), None)
         if source is None and node.name in names:

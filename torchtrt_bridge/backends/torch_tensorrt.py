@@ -18,12 +18,13 @@ from torch.export import ExportedProgram
 from ..capture import CapturedModel
 from ..crossing import calls_of, stays
 from ..errors import UnsupportedLayer
-from ..layer_forms import makes_layers, summary
+from ..forms import FormCall, call_of
+from ..layer_forms import makes_layers, refusal, summary
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import Precision, cast_program
 from ..signature import Signature, TensorSpec
-from .base import Artifact, Place, Segment, Support
+from .base import Artifact, Place, Segment, Served, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .torch_tensorrt_foreign import foreign, without
 from .torch_tensorrt_settings import check_names
@@ -56,10 +57,22 @@ class TorchTensorRTBackend:
 
         job = {"kind": "refusals", "settings": {}, "capability": _capability(place)}
         own = foreign(program)
+        served = {node.name for node in program.graph.nodes if call_of(node.target) is not None}
         rest = without(program, own) if own else program
-        if not rest.graph_signature.output_specs:
-            return own  # nothing else is computed
-        return {**ask(job, store(rest), _bound(), device=_gpu(place), tensors=False), **own}
+        refused: Mapping[str, str] = {}
+        if rest.graph_signature.output_specs:  # else nothing else is computed
+            refused = ask(job, store(rest), _bound(), device=_gpu(place), tensors=False)
+        return {**refused, **{name: reason for name, reason in own.items() if name not in served}}
+
+    def served(self, call: FormCall, place: Place) -> Served:
+        """The TensorRT form in a plan, where it fits and can be handed to Torch-TensorRT's process."""
+        assert call.registration is not None
+        if not place.needs_plan:
+            return Served(None)
+        if makes_layers(call, _bound()):
+            reason = stays(call)
+            return Served("tensorrt") if reason is None else Served(None, reason)
+        return Served(None, refusal(call.registration, _bound()) or "")
 
     def convert(
         self,
@@ -71,7 +84,11 @@ class TorchTensorRTBackend:
     ) -> Artifact:
         """See :meth:`.base.Backend.convert`."""
         check_names(build.torch_tensorrt)
-        program, notes = _program(captured, place)
+        served = {call: self.served(call, place) for call in captured.calls.values()}
+        taken = [call for call, answer in served.items() if answer.form is not None]
+        program, notes = serving(captured, lambda call: call in taken), summary(taken)
+        reasons = dict.fromkeys(answer.reason for answer in served.values() if answer.reason)
+        notes += [f"{reason}: Torch-TensorRT converts its ATen form" for reason in reasons]
         cast = cast_program(program, precision)
         wires = tuple(input_names(captured.signature)), tuple(output_names(captured.signature))
         if place.needs_plan:
@@ -162,19 +179,6 @@ def build_plan(
         "outputs": [(n, spec.dtype, _shape(spec)) for n, spec in zip(output_names(signature), signature.outputs)],
     }
     return ask(job, stored, bound, device=_gpu(place), tf32=build.tf32, progress=progress, read=_read)
-
-
-def _program(captured: CapturedModel, place: Place) -> tuple[ExportedProgram, list[str]]:
-    """The program in which each call that becomes TensorRT layers is one operator, and what the report says of it."""
-    if not captured.calls or not place.needs_plan:
-        return captured.program, []
-    flavor = _bound()
-    formed = [call for call in captured.calls.values() if makes_layers(call, flavor)]
-    staying = {call: reason for call in formed if (reason := stays(call)) is not None}
-    taken = [call for call in formed if call not in staying]
-    program = serving(captured, lambda call: call in taken)
-    reasons = dict.fromkeys(f"{reason}: Torch-TensorRT converts its ATen form" for reason in staying.values())
-    return program, [*summary(taken), *reasons]
 
 
 def _shape(spec: TensorSpec) -> list[int]:
