@@ -46,6 +46,8 @@ def test_a_model_that_fp16_holds_keeps_nothing():
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 8)
     found = ttb.tune_precision(model, x, target_error=1e-2)
     assert found.precision == {"default": "fp16"} and found.raised == () and found.module.precision == "fp16"
+    assert found.layers == ("0", "1", "2") and not found.sensitivities and len(found.trials) == 3
+    assert "0 of 3 layers to fp32" in repr(found) and found.plot() is not None
 
 
 def test_a_metric_decides_and_sees_a_module_like_the_model():

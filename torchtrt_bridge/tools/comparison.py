@@ -143,6 +143,8 @@ class Comparison:
             elif layer.subnormal > 0.5:
                 what += f" ({layer.subnormal:.0%} of its values are too small for fp16)"
             return f"{layer.name} departs first: {what}.{' The results agree all the same.' if agree else ''}"
+        if not self.layers:
+            return "No intermediate result could be compared: none has a counterpart in what was compiled."
         if agree:
             return "No layer departs, and the results agree."
         return "No single layer departs: what is off in the results adds up over the layers, or lies outside of them."

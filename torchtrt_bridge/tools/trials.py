@@ -17,8 +17,11 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One candidate: the layers that were raised, its score, whether that meets the target, and ``how`` it ran:
-    ``"program"``, by PyTorch, or ``"compiled"``."""
+    """One candidate: the layers that were raised, its score, whether that meets the target, and ``how`` it ran.
+
+    ``how`` is ``"program"`` (by PyTorch), ``"compiled"``, or ``"ranking"``: all layers but one were raised, and the
+    score is the relative L2 of the results, whatever the target is of; it never passes.
+    """
 
     raised: tuple[str, ...]
     score: float
@@ -63,7 +66,7 @@ class Trials:
             self._scores[how, layers] = float(score())
             self._write()
         value = self._scores[how, layers]
-        self.done.append(Trial(layers, value, self._passes(value), how))
+        self.done.append(Trial(layers, value, how != "ranking" and self._passes(value), how))
         return self.done[-1]
 
     def _write(self) -> None:

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,17 +134,13 @@ class _Search:
                 f" {highest.score:.3g}, and {self._goal.limit:.3g} was asked for; all in {low}: {lowest.score:.3g}."
                 " Choose another target, or a higher precision with high=."
             )
-        own = {layer: 0.0 for layer in everything} if lowest.passed else self._candidates.alone(self._inputs)
-        effect = own if lowest.passed else {layer: self._effect(everything, layer) for layer in self._candidates.layers}
-        ranked = sorted(everything, key=lambda layer: (-math.isinf(own[layer]), -effect[layer], -own[layer], layer))
-        found = fewest(ranked, lambda raised: self._try(raised).passed)
-        settled = first_that_meets(found, ranked, lambda raised: self._try_compiled(raised).passed)
-        if settled is None:
-            raise TargetUnreachable(
-                f"By PyTorch, {len(found)} layers in {high} are enough; compiled, not even all {len(everything)} are:"
-                f" {self._goal.name} {self._try_compiled(everything).score:.3g}, and {self._goal.limit:.3g} was asked"
-                " for. ttb.compare() shows which layer is off."
-            )
+        if lowest.passed and self._try_compiled(frozenset()).passed:
+            ranked: list[str] = []
+            settled: Layers = frozenset()
+        else:
+            own, effect = self._sensitivities()
+            ranked = sorted(everything, key=lambda layer: (-math.isinf(own[layer]), -effect[layer], -own[layer], layer))
+            settled = self._settle(ranked, high)
         final = self._try_compiled(settled)
         return TunedPrecision(
             precision=self._candidates.mapping(settled),
@@ -155,26 +152,45 @@ class _Search:
             score=final.score,
             low_score=lowest.score,
             high_score=highest.score,
+            layers=self._candidates.layers,
             sensitivities=tuple(Sensitivity(name, own[name], effect[name], name in settled) for name in ranked),
             trials=tuple(self._trials.done),
             module=self._module_of(settled),
         )
 
-    def _effect(self, everything: Layers, layer: str) -> float:
-        """What the results lose where ``layer`` alone is low: always by their error, which needs no data set."""
+    def _sensitivities(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What each layer loses by itself, and what the results lose where it alone is low. That is always their error,
+        for which a metric and its data are not needed."""
+        everything = frozenset(self._candidates.layers)
+        effect = {}
+        with self._stages("ranking") as progress:
+            own = self._candidates.alone(self._inputs)
+            for number, layer in enumerate(self._candidates.layers):
+                progress(f"layer {number + 1} of {len(everything)}", number / len(everything))
+                effect[layer] = self._trials(everything - {layer}, "ranking", partial(self._error, layer)).score
+        return own, effect
 
-        def score() -> float:
-            module = self._candidates.module(everything - {layer})
-            return error_against(self._expected, module.run_flat(self._inputs))
+    def _error(self, layer: str) -> float:
+        module = self._candidates.module(set(self._candidates.layers) - {layer})
+        return error_against(self._expected, module.run_flat(self._inputs))
 
-        with self._stages("ranking"):
-            return self._trials(everything - {layer}, "ranking", score).score
+    def _settle(self, ranked: Sequence[str], high: str) -> Layers:
+        found = fewest(ranked, lambda raised: self._try(raised).passed)
+        settled = first_that_meets(found, ranked, lambda raised: self._try_compiled(raised).passed)
+        if settled is None:
+            raise TargetUnreachable(
+                f"By PyTorch, {len(found)} layers in {high} are enough; compiled, not even all {len(ranked)} are:"
+                f" {self._goal.name} {self._try_compiled(frozenset(ranked)).score:.3g}, and {self._goal.limit:.3g} was"
+                " asked for. ttb.compare() shows which layer is off."
+            )
+        return settled
 
     def _try(self, raised: Layers) -> Trial:
         def score() -> float:
             return self._goal.score(self._candidates.module(raised), self._inputs, self._expected)
 
-        with self._stages("searching"):
+        with self._stages("searching") as progress:
+            progress(f"{len(raised)} of {len(self._candidates.layers)} layers raised", 0.0)
             return self._trials(raised, "program", score)
 
     def _try_compiled(self, raised: Layers) -> Trial:

@@ -49,7 +49,8 @@ class TunedPrecision:
         target: the largest error, or the least metric, that was asked for.
         score: the compiled module's.
         low_score, high_score: of all layers in ``low``, and of all in ``high``, run by PyTorch.
-        sensitivities: of every layer, those that matter most first.
+        layers: the paths of all layers that compute in ``low`` where they may.
+        sensitivities: of every layer, those that matter most first; empty where none has to be raised.
         trials: every candidate that was tried, in order.
         module: the compiled module.
     """
@@ -63,6 +64,7 @@ class TunedPrecision:
     score: float
     low_score: float
     high_score: float
+    layers: tuple[str, ...]
     sensitivities: tuple[Sensitivity, ...]
     trials: tuple[Trial, ...]
     module: TRTModule = dataclasses.field(repr=False, compare=False)
@@ -109,8 +111,9 @@ class TunedPrecision:
 
     def __repr__(self) -> str:
         lines = [f"{key:<11}{value}" for key, value in self._facts()]
-        width = max(len(_name(row.layer)) for row in self.sensitivities[:_MOST_LINES]) + 2 if self.sensitivities else 7
-        lines.append(f"  {'layer':<{width}}{'own error':>12}{'the model':>12}   in")
+        width = max((len(_name(row.layer)) for row in self.sensitivities[:_MOST_LINES]), default=0) + 2
+        if self.sensitivities:
+            lines.append(f"  {'layer':<{width}}{'own error':>12}{'the model':>12}   in")
         for row in self.sensitivities[:_MOST_LINES]:
             kept = self.high if row.raised else self.low
             lines.append(f"  {_name(row.layer):<{width}}{row.own:>12.1e}{row.model:>12.1e}   {kept}")
@@ -132,7 +135,7 @@ class TunedPrecision:
         ends = f"{self.low_score:.3g} with all in {self.low}, {self.high_score:.3g} with all in {self.high}"
         return [
             ("precision", repr(dict(self.precision))),
-            ("raised", f"{len(self.raised)} of {len(self.sensitivities)} layers to {self.high}"),
+            ("raised", f"{len(self.raised)} of {len(self.layers)} layers to {self.high}"),
             ("reached", f"{self.measure} {self.score:.3g}, compiled; {self.target:.3g} was asked for"),
             ("otherwise", ends),
             ("tried", f"{len(self.trials)} candidates, {compiled} of them compiled"),
