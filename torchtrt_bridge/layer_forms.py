@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .forms import FormCall
 from .registry import Registration
 from .trt.flavor import Flavor
+
+if TYPE_CHECKING:
+    from .backends.base import Served
+    from .capture import CapturedModel
 
 
 def layer_form(registration: Registration, flavor: Flavor) -> Callable[..., Any] | None:
@@ -34,6 +40,19 @@ def refusal(registration: Registration, flavor: Flavor) -> str | None:
     if registration.tensorrt is None and not flavor.has_plugins:
         return f"{of} makes a plugin, which {flavor.name} does not have; a TensorRT form would do without"
     return None
+
+
+def unserved(captured: CapturedModel, served: Callable[[FormCall], Served]) -> tuple[str, ...]:
+    """Why a route has nothing for calls of operators that only a converter says the meaning of, if that is not ATen."""
+    reasons: dict[str, None] = {}
+    for call in captured.calls.values():
+        registration, original = call.registration, call.original
+        foreign = isinstance(original, torch._ops.OpOverload) and original.namespace not in ("aten", "prims")
+        if registration is not None and registration.aten is None and foreign:
+            answer = served(call)
+            if answer.form is None and answer.reason:
+                reasons[f"{answer.reason} (in {call.place or 'the top module'})"] = None
+    return tuple(reasons)
 
 
 def target_of(call: FormCall) -> str:

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from ..capture import CapturedModel
 from ..errors import BuildFailed, ConversionFailed
 from ..forms import FormCall
-from ..layer_forms import makes_layers, refusal, summary
+from ..layer_forms import makes_layers, refusal, summary, unserved
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
@@ -39,8 +39,11 @@ class OnnxBackend:
     name = "onnx"
 
     def supports(self, captured: CapturedModel, place: Place) -> Support:
-        """Dtypes at the edges; operators are known only by trying."""
-        reasons = unknown_dtypes(captured.signature) if place.needs_plan else ()
+        """Dtypes at the edges, and forms of converters; operators are known only by trying."""
+        reasons: tuple[str, ...] = ()
+        if place.needs_plan:
+            unfit = unserved(captured, lambda call: self.served(call, place))
+            reasons = (*unknown_dtypes(captured.signature), *unfit)
         return Support(self.name, not reasons, reasons)
 
     def refusals(self, program: ExportedProgram, place: Place) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ..capture import CapturedModel
 from ..crossing import calls_of, stays
 from ..errors import UnsupportedLayer
 from ..forms import FormCall, call_of
-from ..layer_forms import makes_layers, refusal, summary
+from ..layer_forms import makes_layers, refusal, summary, unserved
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import Precision, cast_program
@@ -39,10 +39,12 @@ class TorchTensorRTBackend:
     name = "torch_tensorrt"
 
     def supports(self, captured: CapturedModel, place: Place) -> Support:
-        """Whether the package is there and fits; operators are what :meth:`refusals` is for."""
+        """Whether the package is there and fits, and the forms of converters; operators are what :meth:`refusals` is
+        for."""
         unusable = [*_unusable(place)]
         unknown = unknown_dtypes(captured.signature) if place.needs_plan else ()
-        reasons = (*unusable, *unknown)
+        unfit = unserved(captured, lambda call: self.served(call, place)) if not unusable else ()
+        reasons = (*unusable, *unknown, *unfit)
         return Support(self.name, not reasons, reasons, missing=bool(unusable))
 
     def refusals(self, program: ExportedProgram, place: Place) -> dict[str, str]:

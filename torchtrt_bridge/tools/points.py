@@ -64,9 +64,9 @@ def observe(captured: CapturedModel, nodes: Iterable[str]) -> CapturedModel:
         value = node.meta["val"]
         shape = tuple(map(sizes.text, value.shape))
         outputs.append(TensorSpec(f"observed.{index}", str(value.dtype).removeprefix("torch."), shape))
-    return dataclasses.replace(
-        captured, program=program, signature=dataclasses.replace(captured.signature, outputs=tuple(outputs))
-    )
+    signature = dataclasses.replace(captured.signature, outputs=tuple(outputs))
+    # the forms of converters are in another program, which does not give these results
+    return dataclasses.replace(captured, program=program, signature=signature, formed=None, calls={}, routes={})
 
 
 def with_results(program: ExportedProgram, names: Iterable[str]) -> ExportedProgram:

@@ -119,7 +119,7 @@ class Flavor:
     @property
     def has_plugins(self) -> bool:
         """Kernels of the user's own can be part of an engine (RTX has the classes, and no way to add one)."""
-        return hasattr(self.trt.INetworkDefinition, "add_plugin_v3")
+        return hasattr(self.trt.INetworkDefinition, "add_plugin")
 
     # TensorRT for RTX carries the names of the next three and none of their work: its timing cache is documented as a
     # no-op and holds a header only, its hardware level warns that it is unsupported, and a version compatible build
