@@ -211,3 +211,43 @@ def test_what_cannot_be_described_has_none():
         fingerprint(captured, CPU, OPTIONS)
     with pytest.raises(Indescribable):
         fingerprint(capture(Net().eval(), X), CPU, {"converter": lambda x: x})
+
+
+def layers_of(form):
+    """The fingerprint of a model whose GELU has ``form`` for TensorRT."""
+    from torchtrt_bridge.lowering import lower
+
+    with ttb.converter.scope():
+        ttb.converter("aten::gelu").tensorrt(form)
+        snapshot = ttb.converter.snapshot()
+        captured = capture(nn.GELU().eval(), torch.ones(2), converters=snapshot)
+        return fingerprint(lower(captured, snapshot), CPU, {})
+
+
+def helper(ctx, x):
+    return ctx.network.add_identity(x)
+
+
+def making(number, function=helper):
+    return lambda ctx, x, approximate: (ctx.cast(x, torch.float16), number, function(ctx, x), F.gelu)
+
+
+def test_a_converters_form_is_part_of_it():
+    plain = fingerprint(capture(nn.GELU().eval(), torch.ones(2)), CPU, {})
+    one = layers_of(making(1))
+    assert one == layers_of(making(1))  # another function object, of the same code and constants
+    others = [
+        layers_of(making(2)),
+        layers_of(making(1.0)),
+        layers_of(making(1, lambda ctx, x: ctx.network.add_shape(x))),
+        layers_of(lambda ctx, x, approximate: helper(ctx, x)),
+        layers_of(lambda ctx, x, approximate: ctx.network.add_identity(x)),
+    ]
+    assert len({plain, one, *others}) == 2 + len(others)
+
+
+def test_a_form_that_reads_what_has_no_text_is_never_found_again():
+    with pytest.raises(Indescribable):
+        layers_of(making(object()))
+    with pytest.raises(Indescribable):
+        layers_of(making(1, functools.partial(helper, 1)))

@@ -22,14 +22,21 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from . import converters
 from .backends.base import Place
 from .capture import CapturedModel
+from .code_identity import identity
 from .digests import digest, digests
 from .runtime.contents import contents
 
 _PACKAGES = (
     "torch numpy onnx onnx-ir onnxscript onnxruntime onnxruntime-gpu tensorrt tensorrt-cu12 tensorrt-cu13 tensorrt-rtx"
     " torch-tensorrt torch-tensorrt-rtx torch2trt torchao"
+).split()
+
+_MODULES = (
+    "torch numpy onnx onnx_ir onnxscript onnxruntime tensorrt tensorrt_rtx torch_tensorrt torch2trt torchao"
+    " torchtrt_bridge"
 ).split()
 
 _SETTINGS = ("TORCHTRT_BRIDGE_TENSORRT", "NVIDIA_TF32_OVERRIDE")
@@ -58,11 +65,33 @@ def fingerprint(captured: CapturedModel, place: Place, options: Mapping[str, Any
         "signature": captured.signature.to_dict(),
         "tensors": _tensors(state),
         "examples": [_tensor(tensor) for tensor in captured.inputs],
+        "converters": [_converters(each) for _, each in [("", captured), *sorted(captured.routes.items())]],
         "place": [place.device.type, place.target],
         "options": _value(dict(options)),
         "here": _here(place),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=True).encode()).hexdigest()
+
+
+def _converters(captured: CapturedModel) -> list[Any]:
+    """The program for one route, and the forms of converters that a route may take in it. (What an ATen form says is in
+    the program.)"""
+    calls = []
+    for call in captured.calls.values():
+        assert call.registration is not None
+        forms = [getattr(call.registration, name) for name in ("tensorrt", "onnx", "plugin")]
+        described = [form and identity(form, _constant, _MODULES) for form in forms]
+        calls.append([call.registration.target.name, call.registration.precision, call.place, described])
+    return [_graph(captured.program.graph_module), _tensors(captured.program.constants), calls]
+
+
+def _constant(value: Any) -> Any:
+    """A constant of a converter's form."""
+    if type(value).__module__.partition(".")[0] == "onnxscript" and hasattr(value, "version"):
+        return ["opset", str(value.domain), value.version]
+    if value is Ellipsis or isinstance(value, bytes):
+        return [type(value).__name__, repr(value)]
+    return _value(value)
 
 
 def _graph(module: GraphModule) -> list[Any]:
@@ -187,8 +216,9 @@ def _versions() -> dict[str, str]:
 @functools.cache
 def _code() -> str:
     """A digest of this package's source: another version of it, or an edited one, decides anew."""
-    folder = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    for file in (__file__, converters.__file__):  # which are not in one folder where the package is installed editable
+        folder = pathlib.Path(file).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
