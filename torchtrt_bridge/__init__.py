@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from .report import Report
     from .structure import register_result
     from .tools.benchmark import Benchmark, benchmark
+    from .tools.check_converter import check_converter
     from .tools.compare import compare
     from .tools.comparison import Comparison
+    from .tools.converter_check import ConverterCheck
     from .tools.doctor import doctor
     from .tools.inspect import inspect
     from .tools.tune import tune_precision
@@ -47,6 +49,7 @@ __all__ = [
     "Call",
     "Comparison",
     "Converter",
+    "ConverterCheck",
     "Dim",
     "Explanation",
     "Precision",
@@ -59,6 +62,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "build",
+    "check_converter",
     "compare",
     "compile",
     "compile_file",
@@ -79,6 +83,7 @@ _LAZY = {
     "Call": "registry",
     "Comparison": "tools.comparison",
     "Converter": "registry",
+    "ConverterCheck": "tools.converter_check",
     "Dim": "signature",
     "Explanation": "explaining",
     "Precision": "precision",
@@ -90,6 +95,7 @@ _LAZY = {
     "TunedPrecision": "tools.tuned",
     "benchmark": "tools.benchmark",
     "build": "compiler",
+    "check_converter": "tools.check_converter",
     "compare": "tools.compare",
     "compile": "compiler",
     "compile_file": "importing",
