@@ -77,7 +77,7 @@ def verify(
     Raises:
         VerificationFailed: a result is off by more than ``tolerance`` (the precision's default), with the table.
     """
-    limit = tolerance or DEFAULTS[_narrowest(captured, precision)]
+    limit = tolerance or DEFAULTS[narrowest(captured, precision)]
     rows: list[Row] = []
     for at, tensors in cases(captured):
         reference = captured.eager(tensors)
@@ -110,7 +110,7 @@ def _rows(
     return [compare(at, s.name, e, a, limit) for s, e, a in zip(outputs, reference, actual, strict=True)]
 
 
-def _narrowest(captured: CapturedModel, precision: Precision) -> str:
+def narrowest(captured: CapturedModel, precision: Precision) -> str:
     """The precision, or, for a model that is in 16 bits itself, its own: eager's results are no nearer to the truth."""
     dtypes = {spec.dtype for spec in captured.signature.outputs}
     own = "bf16" if "bfloat16" in dtypes else "fp16" if "float16" in dtypes else "fp32"

@@ -157,6 +157,13 @@ def test_names_that_changed_are_paired_by_kind_and_order():
     assert counterparts(["add_2", "mul", "add"], own, others) == {"add_2": "z", "add": "x"}
 
 
+def test_a_model_in_16_bits_is_judged_by_what_they_hold():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)).eval().bfloat16()
+    x = torch.randn(2, 8).bfloat16()
+    found = ttb.compare(model, ttb.compile(model, x), x)
+    assert found.precision == "fp32" and found.first is None and found.expected >= 0.015
+
+
 def test_what_cannot_be_compared_is_said(chain):
     model, x = chain
     compiled = ttb.compile(model, x, "fp16")

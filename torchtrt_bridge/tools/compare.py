@@ -17,7 +17,7 @@ from ..rebuilding import precision_of
 from ..registry import Snapshot, converter
 from ..runtime.program import run_callable
 from ..tracebacks import leaves_no_memory
-from ..verify import DEFAULTS, TF32, Row, Tolerance
+from ..verify import DEFAULTS, TF32, Row, Tolerance, narrowest
 from ..verify import compare as compare_results
 from .comparison import SMALLEST_FP16, Comparison, Layer
 from .debug_build import Observed, Subject, run_debug_build
@@ -78,6 +78,7 @@ def compare(
         with stages("capturing"):
             subject = _capture(model, compiled, inputs, converter.snapshot(converters))
         captured = subject.eager
+        limit = _limit(captured, compiled)
         looked_at = points(captured.program, level)
         nodes = [point.node for point in looked_at]
         observed = run_debug_build(subject, compiled, nodes, tensors, stages)
@@ -85,10 +86,10 @@ def compare(
             tensors = [tensor.to(captured.device) for tensor in tensors]
             expected = captured.eager(tensors)
             results = compiled.run_flat(tensors)
-            layers, in_line = _layers(captured, looked_at, observed, tensors, _limit(compiled))
+            layers, in_line = _layers(captured, looked_at, observed, tensors, limit)
     signature = captured.signature
     rows = [
-        compare_results("the inputs", spec.name, wanted, actual, _limit(compiled))
+        compare_results("the inputs", spec.name, wanted, actual, limit)
         for spec, wanted, actual in zip(signature.outputs, expected, results, strict=True)
     ]
     return Comparison(
@@ -99,7 +100,7 @@ def compare(
         layers=layers,
         expected=in_line,
         results=tuple(rows),
-        notes=(*observed.notes, *_doubts(model, compiled, observed, results)),
+        notes=(*observed.notes, *_doubts(model, compiled, observed, results, limit)),
     )
 
 
@@ -145,9 +146,9 @@ def _capture(model: nn.Module, compiled: TRTModule, inputs: Any, registered: Sna
     return Subject(captured, taken, registered)
 
 
-def _limit(compiled: TRTModule) -> Tolerance:
-    narrowest = precision_of(compiled.made).narrowest
-    return TF32 if narrowest == "fp32" and compiled.provenance.get("tf32") else DEFAULTS[narrowest]
+def _limit(captured: CapturedModel, compiled: TRTModule) -> Tolerance:
+    name = narrowest(captured, precision_of(compiled.made))
+    return TF32 if name == "fp32" and compiled.provenance.get("tf32") else DEFAULTS[name]
 
 
 def _layers(
@@ -201,7 +202,9 @@ def _subnormal(tensor: torch.Tensor) -> float:
     return (sizes < SMALLEST_FP16).double().mean().item() if sizes.numel() else 0.0
 
 
-def _doubts(model: nn.Module, compiled: TRTModule, observed: Observed, results: Sequence[torch.Tensor]) -> list[str]:
+def _doubts(
+    model: nn.Module, compiled: TRTModule, observed: Observed, results: Sequence[torch.Tensor], limit: Tolerance
+) -> list[str]:
     """Where the debug build is not what ``compiled`` is."""
     doubts = []
     plan_alone = compiled.made.source is None and (compiled.made.runtime == "tensorrt" or compiled.made.results)
@@ -211,7 +214,7 @@ def _doubts(model: nn.Module, compiled: TRTModule, observed: Observed, results: 
             " source=True, and compare again"
         )
     for spec, built, own in zip(compiled.signature.outputs, observed.results, results):
-        row: Row = compare_results("the inputs", spec.name, own.cpu(), built.cpu(), _limit(compiled))
+        row: Row = compare_results("the inputs", spec.name, own.cpu(), built.cpu(), limit)
         if not row.passed:
             doubts.append(f"the debug build's own results are not the module's ({row}): the layers may be others")
     return doubts
