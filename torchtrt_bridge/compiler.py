@@ -11,12 +11,13 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .applied import applied, require
 from .backends.base import Artifact, Place
 from .backends.torch_tensorrt_settings import check_route
 from .capture import CapturedModel, capture
@@ -307,9 +308,11 @@ class Finish:
         """Compare with eager, where that was asked for, and put all that is known into the report.
 
         Raises:
+            PrecisionNotApplied: see :func:`.applied.require`.
             VerificationFailed: see :func:`.verify.verify`.
         """
         options, place, made = self.options, self.place, module.made
+        work = self._applied(module)
         rows: tuple[Row, ...] = ()
         captured = self.captured.for_route("hybrid" if made.results else made.backend)
         own = [*captured.notes, *_own_notes(options, place)]
@@ -329,10 +332,22 @@ class Finish:
                 notes=tuple(notes),
                 cuda_graph=module.cuda_graph,
                 hybrid=self._measured(module),
+                work=work,
             )
         )
         return module
 
+    def _applied(self, module: TRTModule) -> Mapping[str, Any]:
+        """What the report says of the precision that the work runs in, seen to be what was asked for."""
+        made = module.made.report
+        if "work_rows" not in made:
+            return made.get("work", {})  # of an earlier check
+        inspected = () if self.place.target else module.inspect_layers()
+        found = applied(made["work_rows"], inspected, self.options.precision, self.captured.program.graph)
+        if found is None:
+            return {}
+        require(found, self.options.build.minimum_share)
+        return found.to_dict()
 
     def _measured(self, module: TRTModule) -> dict[str, Any]:
         """What the report says of a model that was cut, with the time of each segment where they can run."""

@@ -117,6 +117,19 @@ class TargetUnreachable(BridgeError):
     """The error or metric that was asked for cannot be had, whichever layers are raised to the higher precision."""
 
 
+class PrecisionNotApplied(BridgeError):
+    """Less of the matrix and convolution work than was promised runs in the precision that was asked for.
+
+    Args:
+        message: how much, the layers that do not, the likely reasons.
+        rows: those layers as data: fields of :class:`~torchtrt_bridge.applied.Missed`.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Mapping[str, Any]] = ()):
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
 class InvalidFile(BridgeError, ValueError):
     """A saved module is damaged, incomplete, of another format version, or no saved module at all."""
 

@@ -294,7 +294,12 @@ class _Work:
             precision=self._precision.name,
             constants=self._captured.constants,
             provenance=provenance,
-            report={"kept_fp32": kept, "notes": notes, "hybrid": self._report(pieces)},
+            report={
+                "kept_fp32": kept,
+                "notes": notes,
+                "work_rows": [row for part in made for row in part.report.get("work_rows", ())],
+                "hybrid": self._report(pieces),
+            },
             results=tuple(map(self._wire, self._graph.results)),
         )
 

@@ -28,6 +28,8 @@ class BuildOptions:
         kernel_specialization: how kernels for dynamic shapes are chosen when the engine runs (RTX only): ``"lazy"``
             (its default: general ones first, special ones swapped in when compiled), ``"eager"``, or ``"none"``, with
             which the same shape always runs the same kernels, so that results repeat to the last bit.
+        minimum_share: the least share of the matrix and convolution work that is to run in the precision that was asked
+            for, 0 to 1; less is :class:`~torchtrt_bridge.errors.PrecisionNotApplied`.
         torch_tensorrt: further settings of the route ``"torch_tensorrt"``, by the names that its CompilationSettings
             has: ``{"decompose_attention": True}``. Those that are not a matter of how the plan is built are refused
             (see ``docs/routes.md``).
@@ -43,6 +45,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     kernel_specialization: str | None = None
+    minimum_share: float = 0.9
     torch_tensorrt: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +59,8 @@ class BuildOptions:
             raise InvalidOption(
                 f"BuildOptions(kernel_specialization={self.kernel_specialization!r}): it is 'lazy', 'eager' or 'none'."
             )
+        if type(self.minimum_share) not in (int, float) or not 0 <= self.minimum_share <= 1:
+            raise InvalidOption(f"BuildOptions(minimum_share={self.minimum_share!r}): a number from 0 to 1 is needed.")
         named = isinstance(self.torch_tensorrt, Mapping) and all(isinstance(name, str) for name in self.torch_tensorrt)
         if not named:
             raise InvalidOption(

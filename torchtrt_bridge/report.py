@@ -26,6 +26,8 @@ class Report:
         hybrid: of a model that was cut, else empty: ``operations`` of the graph and how many of them are ``outside``
             TensorRT; ``segments`` (route, operations) and the median ``seconds`` of each where they were run;
             ``layers`` outside TensorRT: operator, place in the model, reason, count.
+        work: of a TensorRT plan, the matrix and convolution work by precision: ``by``, ``asked``, ``flops``, ``how``
+            and ``missed`` as in :class:`~torchtrt_bridge.applied.Applied`.
         routes: what became of each route: rows of :class:`~torchtrt_bridge.selection.Attempt`, as dicts.
     """
 
@@ -39,6 +41,7 @@ class Report:
     notes: tuple[str, ...] = ()
     cuda_graph: str = "off"
     hybrid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    work: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     routes: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class Report:
         if self.kept_fp32:
             kept = (f"{op} ({len(places)} place{'s' * (len(places) > 1)})" for op, places in self.kept_fp32.items())
             lines.append(("kept in fp32", ", ".join(kept)))
+        lines += _work(self.work) if self.work else []
         if not self.verification:
             lines.append(("verified", "no: nothing was run"))
         for index, row in enumerate(self.verification if errors else ()):
@@ -127,3 +131,12 @@ def _outside(hybrid: Mapping[str, Any]) -> list[tuple[str, str]]:
         place = layer["place"] or "the top module"
         lines.append(("" if index else "in PyTorch", f"{layer['operator']} in {place}{count}: {layer['reason']}"))
     return lines
+
+
+def _work(work: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The matrix and convolution work by precision, and the layers that run in another than was asked for."""
+    from .applied import Missed
+
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in work["by"].items())
+    lines = [("work", f"{shares} of {work['flops'] / 1e9:.3g} GFLOPs ({work['how']})")]
+    return lines + [("", str(Missed(**row))) for row in work["missed"]]

@@ -24,6 +24,7 @@ from .errors import (
     ConversionFailed,
     InvalidOption,
     NothingInTensorRT,
+    PrecisionNotApplied,
     VerificationFailed,
     nearest,
 )
@@ -134,6 +135,9 @@ class Attempts:
             kind = BackendUnavailable if all(self._missing) else ConversionFailed
         if self.errors and isinstance(self.errors[-1], NothingInTensorRT):
             kind = NothingInTensorRT
+        unmet = [error for error in self.errors if isinstance(error, PrecisionNotApplied)]
+        if unmet:
+            kind = PrecisionNotApplied
         if len(self.rows) == 1:
             return kind(f"The route {self.rows[0].route!r} cannot compile the model: {self.rows[0].reason}")
         reasons = "\n".join(f"  {row.route}: {_indented(row.reason)}" for row in self.rows)
@@ -145,6 +149,8 @@ class Attempts:
                 for route, each in zip(tried, self.errors)
                 for row in getattr(each, "rows", ())
             )
+        if isinstance(error, PrecisionNotApplied):
+            error.rows = unmet[0].rows
         error.__cause__ = self.errors[-1] if self.errors else None
         return error
 

@@ -6,6 +6,7 @@ On the CPU the same ONNX model runs on ONNX Runtime (fp32), or the cast program 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -72,9 +73,10 @@ class OnnxBackend:
         cast = cast_program(self._program(captured, precision, place), precision)
         provenance = {"torch": torch.__version__, "opset": None}
         if place.needs_plan:
-            segment, made, notes = _plan(cast.program, captured.signature, build, place, progress)
+            segment, made, notes, work = _plan(cast.program, captured.signature, build, place, progress)
         else:
             segment, made, notes = _for_cpu(cast, captured.signature, precision)
+            work = []
         return Artifact(
             segments=(segment,),
             signature=captured.signature,
@@ -85,6 +87,7 @@ class OnnxBackend:
             report={
                 "kept_fp32": {op: list(places) for op, places in cast.kept.items()},
                 "notes": [*cast.notes, *notes],
+                "work_rows": work,
             },
         )
 
@@ -140,8 +143,8 @@ def _plan(
     build: BuildOptions,
     place: Place,
     progress: Callable[[str, float], None],
-) -> tuple[Segment, dict[str, Any], list[str]]:
-    """A TensorRT plan, from the newest opset that converts and builds."""
+) -> tuple[Segment, dict[str, Any], list[str], list[dict[str, Any]]]:
+    """A TensorRT plan, from the newest opset that converts and builds; its provenance, notes and work."""
     from ..trt.build import build as build_plan
     from ..trt.request import Initializer, Request
 
@@ -180,7 +183,7 @@ def _plan(
         made = plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, build, place)
         notes = [] if refusal is None else [f"opset {opset} is in use, without fused attention: {refusal}"]
         notes += _notes(layers)
-        return segment, {"opset": opset, **made}, notes
+        return segment, {"opset": opset, **made}, notes, [dataclasses.asdict(item) for item in plan.work]
     raise AssertionError("OPSETS is empty")
 
 

@@ -7,6 +7,7 @@ makes plans only, so it has nothing for the CPU.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -90,7 +91,11 @@ class Torch2TrtBackend:
                 "torch2trt": maker.version,
                 **plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, build, place),
             },
-            report={"kept_fp32": {}, "notes": maker.notes},
+            report={
+                "kept_fp32": {},
+                "notes": maker.notes,
+                "work_rows": [dataclasses.asdict(item) for item in plan.work],
+            },
         )
 
 

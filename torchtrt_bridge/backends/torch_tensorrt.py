@@ -93,6 +93,7 @@ class TorchTensorRTBackend:
         notes += [f"{reason}: Torch-TensorRT converts its ATen form" for reason in reasons]
         cast = cast_program(program, precision)
         wires = tuple(input_names(captured.signature)), tuple(output_names(captured.signature))
+        work: list[dict[str, Any]] = []
         if place.needs_plan:
             built = build_plan(cast.program, captured.signature, build, place, progress)
             segment = Segment("tensorrt", *wires, engine=built.engine)
@@ -100,6 +101,7 @@ class TorchTensorRTBackend:
                 built.flavor, built.version, built.target, sum(built.layers.values()), build, place
             )
             made["torch_tensorrt"] = built.torch_tensorrt
+            work = built.work
         else:
             from ..runtime.program import store
 
@@ -118,6 +120,7 @@ class TorchTensorRTBackend:
             report={
                 "kept_fp32": {op: list(places) for op, places in cast.kept.items()},
                 "notes": [*cast.notes, *notes],
+                "work_rows": work,
             },
         )
 
@@ -125,7 +128,8 @@ class TorchTensorRTBackend:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Built:
     """A plan and what it was built from: ``layers`` and ``types`` count the layers of TensorRT's network and the dtypes
-    of what they make, ``results`` has the dtype of each result by name (in TensorRT's words: ``"FLOAT"``)."""
+    of what they make, ``results`` has the dtype of each result by name (in TensorRT's words: ``"FLOAT"``), ``work`` has
+    the fields of :class:`~torchtrt_bridge.trt.work.Work`."""
 
     engine: torch.Tensor = dataclasses.field(repr=False)
     flavor: str
@@ -135,6 +139,7 @@ class Built:
     layers: Mapping[str, int]
     types: Mapping[str, int]
     results: Mapping[str, str]
+    work: list[dict[str, Any]]
     warnings: list[str]
     convert_seconds: float
     build_seconds: float

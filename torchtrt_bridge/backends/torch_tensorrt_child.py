@@ -8,6 +8,7 @@ and TensorRT's builder alone meets the GPU, where there is one. This process is 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import gc
 import importlib
 import json
@@ -28,12 +29,13 @@ import torch
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed, UnsupportedLayer
 from ..runtime.program import restore
 from ..trt.build import own_errors
-from ..trt.builder import add_profile, check, configure, make_builder, serialize, timing_cache, why
+from ..trt.builder import add_profile, check, configure, make_builder, measured, serialize, timing_cache, why
 from ..trt.child import Reports
 from ..trt.flavor import Flavor, flavor
 from ..trt.log import listening
 from ..trt.progress import make_monitor
 from ..trt.request import Failure, Request
+from ..trt.work import label
 from .base import StoredProgram
 from .torch_tensorrt_settings import compilation_settings
 
@@ -103,6 +105,7 @@ def _built(
     kinds = collections.Counter(layer.type.name.lower() for layer in layers)
     types = collections.Counter(layer.get_output(i).dtype.name for layer in layers for i in range(layer.num_outputs))
     results = {tensor.name: tensor.dtype.name for tensor in map(network.get_output, range(network.num_outputs))}
+    label(network)
     with listening() as messages:
         config = made._populate_trt_builder_config()
         configure(request, bound, config)
@@ -115,6 +118,7 @@ def _built(
                 raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
             if not isinstance(serialized, int):
                 file.write(serialized)
+        work = measured(bound.trt, network, request.profile, messages)
     return {
         "flavor": bound.name,
         "version": bound.version,
@@ -123,6 +127,7 @@ def _built(
         "layers": dict(kinds.most_common()),
         "types": dict(types.most_common()),
         "results": results,
+        "work": [dataclasses.asdict(item) for item in work],
         "warnings": list(messages.warnings),
         "convert_seconds": parsed - began,
         "build_seconds": time.perf_counter() - parsed,

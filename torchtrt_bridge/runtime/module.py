@@ -473,6 +473,11 @@ class TRTModule(OneEngine):
         assert isinstance(execution, SegmentedExecution)
         return execution.measure([t.to(self._device) for t in tensors])
 
+    def inspect_layers(self) -> tuple[str, ...]:
+        """What TensorRT's engine inspector says of each plan's layers, as JSON; nothing where no plan runs."""
+        layers = getattr(self._execution or self._start(), "layers", None)
+        return layers() if layers is not None else ()
+
     def set_report(self, report: Report) -> None:
         """Replace what :attr:`report` says."""
         self._artifact = dataclasses.replace(self._loaded(), report=report.to_dict())

@@ -63,6 +63,11 @@ class SegmentedExecution:
         found = (getattr(step.run, "kernels", None) for step in self._steps)
         return tuple(kernels() for kernels in found if kernels is not None)
 
+    def layers(self) -> tuple[str, ...]:
+        """What TensorRT's inspector says of each plan, in order, as JSON."""
+        found = (getattr(step.run, "layers", None) for step in self._steps)
+        return tuple(text for layers in found if layers is not None for text in layers())
+
     @property
     def copied(self) -> set[int]:
         """Indices of the module's inputs that a segment copied, because of their strides or address."""

@@ -14,14 +14,16 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from .engine_layers import from_log
 from .flavor import Flavor, flavor
 from .log import Messages, listening, logger
 from .progress import make_monitor, make_writer
-from .request import Cancelled, Failure, NoGpu, Plan, Problem, Progress, Refused, Request
+from .request import Cancelled, Failure, NoGpu, Plan, Problem, Progress, Refused, Request, Shape
 from .tf32 import settle
+from .work import Work, as_built, label, work_of
 
 
 def build_plan(
@@ -63,6 +65,7 @@ def build_plan(
             edited = request.edit(bound, network, {weight.name: weight for weight in request.initializers})
         if request.decomposable_attention and bound.has_attention_layer:
             _make_attention_decomposable(trt, network)
+        label(network)
         config = builder.create_builder_config()
         configure(request, bound, config)
         add_profile(request, builder, network, config, messages)
@@ -77,6 +80,7 @@ def build_plan(
             if serialized is None:
                 raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
             layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
+            work = measured(trt, network, request.profile, messages)
             if isinstance(serialized, int):  # TensorRT's copies of the weights go before the plan comes into memory
                 del parser, edited, network, config, builder
                 data = memoryview(bytearray(serialized))
@@ -93,7 +97,17 @@ def build_plan(
         parse_seconds=parsed - began,
         build_seconds=time.perf_counter() - parsed,
         warnings=tuple(messages.warnings),
+        work=tuple(work),
     )
+
+
+def measured(
+    trt: Any, network: Any, profile: Mapping[str, tuple[Shape, Shape, Shape]], messages: Messages
+) -> list[Work]:
+    """The work in a network that was just built, and in which precision the engine does it."""
+    heard = messages.engines
+    engine = from_log(heard[0]) if len(heard) == 1 else []  # several builds at once: whose is whose is not said
+    return as_built(work_of(trt, network, profile), engine)
 
 
 def serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[bytes]) -> Any:

@@ -104,4 +104,5 @@ def _map_initializers(sizes: list[tuple[str, int]], path: pathlib.Path) -> tuple
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "data"}
+    facts = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "data"}
+    return {**facts, "work": [dataclasses.asdict(item) for item in plan.work]}

@@ -124,6 +124,13 @@ class Engine:
                 raise RuntimeError(f"TensorRT cannot make an execution context: {_reason(messages)}")
         return Context(context, cache)
 
+    def layers(self) -> str:
+        """The engine's layers with their types, as JSON, in the words of TensorRT's inspector."""
+        trt = self.flavor.trt
+        with self._lock, torch.cuda.device(self.device):
+            inspector = self.engine.create_engine_inspector()
+            return "" if inspector is None else str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
     def scratch_size(self, context: Any) -> int:
         """Bytes of device memory that ``context`` needs at the shapes that are set."""
         size = context.update_device_memory_size_for_shapes()

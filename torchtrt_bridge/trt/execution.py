@@ -126,6 +126,10 @@ class Execution:
         names = self._names
         return Execution(self.engine, *names, self._check, self.kernels(), self._max_contexts, graphs=graphs)
 
+    def layers(self) -> tuple[str, ...]:
+        """What TensorRT's inspector says of the engine's layers, as JSON."""
+        return (self.engine.layers(),)
+
     def kernels(self) -> torch.Tensor:
         """The runtime cache to save: the fullest of the contexts', or the one that was given."""
         with self._lock:

@@ -25,6 +25,7 @@ from typing import IO, Any
 from .flavor import VARIABLE, Flavor
 from .log import logger
 from .request import Crashed, Failure, Plan, Progress, Request
+from .work import Work
 
 #: Without the package, whose import takes longer than many a build.
 _START = """
@@ -182,7 +183,8 @@ def _read_plan(folder: pathlib.Path, facts: dict[str, Any]) -> Plan:
     data = bytearray(path.stat().st_size)
     with open(path, "rb") as file:
         file.readinto(data)
-    return Plan(data=memoryview(data), **{**facts, "warnings": tuple(facts["warnings"])})
+    work = tuple(Work(**item) for item in facts["work"])
+    return Plan(data=memoryview(data), **{**facts, "warnings": tuple(facts["warnings"]), "work": work})
 
 
 def crash(code: int, output: str) -> Crashed:

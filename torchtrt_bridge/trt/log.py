@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .engine_layers import LOG_START
+
 logger = logging.getLogger("torchtrt_bridge")
 
 _LEVELS = {
@@ -30,7 +32,8 @@ _NO_NEWS = ("has Int64 binding.", "Using default stream in enqueueV3()", "strong
 
 
 class Messages:
-    """What TensorRT said while someone listened: the last ``errors``, and each of the ``warnings`` once.
+    """What TensorRT said while someone listened: the last ``errors``, each of the ``warnings`` once, and the lists of
+    ``engines``' layers that end their builds (see :mod:`.engine_layers`).
 
     Builds that run at the same time in one process hear each other: TensorRT does not say which of them it means.
     """
@@ -38,9 +41,13 @@ class Messages:
     def __init__(self, echo: Callable[[str], object] | None = None) -> None:
         self.errors: collections.deque[str] = collections.deque(maxlen=20)
         self.warnings: dict[str, None] = {}
+        self.engines: list[str] = []
         self._echo = echo
 
     def add(self, severity: str, text: str) -> None:
+        if text.startswith(LOG_START):
+            self.engines.append(text)
+            return
         if _LEVELS[severity] == logging.ERROR:
             self.errors.append(text)
         elif severity == "WARNING":
@@ -81,7 +88,8 @@ _listeners: list[Messages] = []
 
 
 def _record(severity: str, text: str) -> None:
-    if severity == "VERBOSE" and not logger.isEnabledFor(logging.DEBUG):
+    wanted = text.startswith(LOG_START) or logger.isEnabledFor(logging.DEBUG)
+    if severity == "VERBOSE" and not wanted:
         return  # thousands of lines a build
     with _lock:
         listeners = tuple(_listeners)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .flavor import Flavor
+from .work import Work
 
 #: Called with the phase that TensorRT is in, for a person to read, and the part of the build that is done (0 to 1).
 Progress = Callable[[str, float], object]
@@ -85,7 +86,7 @@ class Plan:
 
     ``data`` is a writable buffer of bytes, TensorRT's own memory where the build ran in this process:
     ``torch.frombuffer(plan.data, dtype=torch.uint8)`` shares it. ``layers`` counts the layers of the network that
-    TensorRT was given, by type; ``warnings`` are TensorRT's, each once.
+    TensorRT was given, by type; ``work`` is their matrix and convolution work; ``warnings`` are TensorRT's, each once.
     """
 
     data: memoryview = dataclasses.field(repr=False)
@@ -96,6 +97,7 @@ class Plan:
     parse_seconds: float
     build_seconds: float
     warnings: tuple[str, ...] = ()
+    work: tuple[Work, ...] = ()
 
     @property
     def num_layers(self) -> int:
