@@ -69,6 +69,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     assert exported is not None
     model = exported.model
     model.doc_string = None
+    _distinguish_results(model)
     _separate_results(model)
     _name_nodes(model)
     annotated: list[Any] = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
@@ -136,6 +137,16 @@ _NOT_IN_BF16 = {
     torch.ops.aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
 }
 _SQUEEZES = {torch.ops.aten.squeeze.dim: lambda x, dim: _squeeze(x, [dim]), torch.ops.aten.squeeze.dims: _squeeze}
+
+
+def _distinguish_results(model: ir.Model) -> None:
+    """No tensor inside has the name of a result: one that is cast for the result keeps the name of its operator, after
+    which the result of a part of a model is named too."""
+    results = {value.name: value for value in model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if results.get(value.name, value) is not value:
+                value.name = f"{value.name}_inside"
 
 
 def _separate_results(model: ir.Model) -> None:
