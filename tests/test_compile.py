@@ -19,6 +19,7 @@ from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import EngineMismatch, InvalidOption, RunsOnCPU
+from torchtrt_bridge.precision import Precision
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
 
@@ -82,7 +83,7 @@ def test_the_report_says_what_was_done(fast):
     if fast.precision != "fp32":
         assert "aten.layer_norm" in report.kept_fp32
         assert "kept in fp32 aten.layer_norm (1 place)" in repr(report)
-        assert f"do not compute in {fast.precision}" in repr(report)
+        assert f"do not compute in {Precision.parse(fast.precision).dtype}".replace("torch.", "") in repr(report)
 
 
 def test_the_report_goes_with_the_file(fast, tmp_path):

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from .applied import applied, require
 from .backends.base import Artifact, Place
 from .backends.torch_tensorrt_settings import check_route
 from .capture import CapturedModel, capture
-from .errors import DeviceMismatch, InvalidOption, RunsOnCPU, nearest
+from .errors import ON_CPU, DeviceMismatch, InvalidOption, RunsOnCPU, nearest
+from .fastest_precision import Criterion, fastest_precision
 from .lowering import lower
 from .options import BuildOptions
 from .origin import Origin
 from .precision import Precision
+from .precision_support import check_support
 from .progress import Stages
 from .quantization.settings import Quantization
 from .registry import Snapshot, converter
@@ -51,6 +53,9 @@ def compile(
     device: torch.device | str | None = None,
     calibration: Any = None,
     quantize: Quantization | None = None,
+    max_error: float | None = None,
+    metric: Callable[[nn.Module], float] | None = None,
+    metric_target: float | None = None,
     verify: bool | Tolerance = True,
     build: BuildOptions | None = None,
     hybrid: bool | str = "auto",
@@ -71,7 +76,9 @@ def compile(
         precision: ``"fp32"`` (true fp32), ``"fp16"``, ``"bf16"``, or, with ``calibration``, ``"int8"`` or ``"fp8"``.
             Inputs and results keep the model's dtypes. A mapping gives layers their own: ``{"default": "fp16",
             "encoder.layer.0": "fp32", "head.*": "fp32", nn.Conv2d: "bf16", re.compile("blocks.[01]"): "fp32"}``;
-            the innermost module that a key names decides (see :mod:`torchtrt_bridge.layer_rules`).
+            the innermost module that a key names decides (see :mod:`torchtrt_bridge.layer_rules`). ``"fastest"``: the
+            one of fp32, TF32, bf16, fp16, and with ``calibration`` fp8 and int8, that is measured to be fastest here
+            and meets ``max_error`` or ``metric_target``.
         backend: ``"auto"`` (the first route that converts and verifies), ``"fastest"`` (every route that can, measured
             here; the choice is kept for the next compilation of the same model) or a route's name.
         dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
@@ -79,6 +86,9 @@ def compile(
         calibration: for int8 and fp8, data that shows the ranges of the model's activations: a DataLoader, another
             iterable or a dataset of what the model is called with.
         quantize: settings of int8 and fp8.
+        max_error: for ``precision="fastest"``: the largest relative L2 error against the eager model.
+        metric, metric_target: for ``precision="fastest"`` instead: a function of a module that is called as the model
+            is, and the least that it may be; more is better.
         device: where the result runs; None means where the model's parameters are. On the CPU, ONNX Runtime or
             PyTorch runs it, with a :class:`~torchtrt_bridge.errors.RunsOnCPU` warning.
         verify: compare with the eager model at the example's sizes and at the ends of every dynamic range. True takes
@@ -108,15 +118,25 @@ def compile(
     """
     _refuse_unknown(compile, unknown)
     wanted = parse_device(device)
+    criterion = Criterion.of(precision, max_error, metric, metric_target, verify)
     options = Options.parse(
-        precision, backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid
-    )
+        "fp32" if criterion else precision,
+        backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid,
+    )  # fmt: skip
     registered = converter.snapshot(converters)
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(wanted or captured.device)
+        origin = Origin.of(model, attributes)
+        if criterion is not None:
+
+            def made(chosen: Options) -> TRTModule:
+                quantized, chosen = _quantize(captured, chosen, place, calibration, quantize, stages)
+                return make(quantized, place, chosen, stages, origin)
+
+            return fastest_precision(made, options, criterion, captured, place)
         captured, options = _quantize(captured, options, place, calibration, quantize, stages)
-        return make(captured, place, options, stages, Origin.of(model, attributes))
+        return make(captured, place, options, stages, origin)
 
 
 @leaves_no_memory
@@ -272,12 +292,7 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
             captured, options.precision, options.build, place, options.backend, stages, finish, options.hybrid
         )
     if not place.needs_plan:
-        warnings.warn(
-            "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"
-            " model.cuda() first, pass device='cuda', or use torchtrt_bridge.build(target=...) for a GPU elsewhere.",
-            RunsOnCPU,
-            stacklevel=4,
-        )
+        warnings.warn(ON_CPU, RunsOnCPU, stacklevel=4)
     return module
 
 
@@ -388,6 +403,7 @@ def _quantize(
 
     with stages("quantizing"):
         precision = options.precision.bind(captured.program.graph, captured.model)
+        captured = dataclasses.replace(captured, notes=(*captured.notes, *check_support(precision, place)))
         quantized, precision = quantize(captured, precision, place, calibration, settings)
     if quantized.program is not captured.program:  # which other forms of the program are not
         quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={})

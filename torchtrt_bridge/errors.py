@@ -162,6 +162,13 @@ class RunsOnCPU(UserWarning):
     """The compiled module runs on the CPU: TensorRT itself is not in use."""
 
 
+ON_CPU = (
+    "the compiled module runs on the CPU, without TensorRT: the model's parameters are there. Move it with"
+    " model.cuda() first, pass device='cuda', or use torchtrt_bridge.build(target=...) for a GPU elsewhere."
+)
+"""What that warning says."""
+
+
 class ConvertersMissing(UserWarning):
     """The converters of an installed package could not be loaded."""
 

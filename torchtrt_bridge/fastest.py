@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import safetensors
@@ -19,11 +19,10 @@ import torch
 from .backends.base import Artifact, Place
 from .cache import Cache
 from .capture import CapturedModel
-from .dynamic import resize, shapes_for
 from .errors import BridgeError, InvalidOption
 from .fingerprint import Indescribable, fingerprint
-from .measuring import Timing, measure
 from .progress import Stages
+from .racing import Lap, race
 from .selection import Attempt, Attempts, candidates, in_parts, set_rows
 
 if TYPE_CHECKING:
@@ -102,13 +101,12 @@ def fastest(
             options.hybrid,
         )
     with stages("measuring"):
-        timings = _race({name: module for name, (module, _) in made.items()}, captured, place, cuda_graph)
-    best = timings[0]
-    route_name, graph = _parse(best.name)
-    module, _ = made[route_name]
-    module.settle_graph(graph)
+        laps = race({name: module for name, (module, _) in made.items()}, captured, place, cuda_graph, BUDGET_S)
+    best = laps[0]
+    module, _ = made[best.name]
+    module.settle_graph(best.graph)
     finish.check(module)
-    rows = [_row(timing, best, made) for timing in timings]
+    rows = [_row(lap, best, made[lap.name][1]) for lap in laps]
     set_rows(module, [*rows, *attempts.rows])
     if key is not None:
         cache.put(key, safetensors.torch.save(_owned(module.tensors())))
@@ -141,41 +139,10 @@ def _kept(data: bytes, stages: Stages, finish: Finish) -> TRTModule | None:
     return module
 
 
-def _race(
-    modules: dict[str, TRTModule], captured: CapturedModel, place: Place, cuda_graph: bool | str
-) -> tuple[Timing, ...]:
-    """All modules, plain and through a CUDA graph, at the usual sizes."""
-    signature = captured.signature
-    shapes = shapes_for(signature.inputs, {name: max(1, dim.opt) for name, dim in signature.dims.items()})
-    inputs = [resize(tensor, shape).to(place.device) for tensor, shape in zip(captured.inputs, shapes)]
-    calls: dict[str, Callable[[], object]] = {}
-    for name, module in modules.items():
-        for graph in (False, True) if cuda_graph == "auto" else (bool(cuda_graph),):
-            run = module.execution(graph)
-            if run is not None:
-                calls[_name(name, graph)] = _call(run, inputs)
-    return measure(calls, place.device, budget=BUDGET_S)
-
-
-def _call(run: Callable[[list[torch.Tensor]], object], inputs: list[torch.Tensor]) -> Callable[[], object]:
-    return lambda: run(inputs)
-
-
-def _row(timing: Timing, best: Timing, made: dict[str, tuple[TRTModule, float]]) -> Attempt:
-    name, graph = _parse(timing.name)
-    chosen = timing is best
-    reason = "" if chosen else f"{timing.median / best.median:.3f} times as long as {best.name}"
-    outcome = "chosen" if chosen else "slower"
-    return Attempt(name, outcome, reason, made[name][1], timing.median * 1e3, graph)
-
-
-def _name(route: str, graph: bool) -> str:
-    return f"{route} with a CUDA graph" if graph else route
-
-
-def _parse(name: str) -> tuple[str, bool]:
-    route, _, graph = name.partition(" ")
-    return route, bool(graph)
+def _row(lap: Lap, best: Lap, seconds: float) -> Attempt:
+    chosen = lap is best
+    reason = "" if chosen else f"{lap.seconds / best.seconds:.3f} times as long as {best}"
+    return Attempt(lap.name, "chosen" if chosen else "slower", reason, seconds, lap.seconds * 1e3, lap.graph)
 
 
 def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

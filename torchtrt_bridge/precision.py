@@ -170,6 +170,8 @@ def _name(value: Any) -> str:
     name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
     if isinstance(name, str) and name.lower() in _ALIASES:
         return _ALIASES[name.lower()]
+    if name == "fastest":
+        raise InvalidOption("precision='fastest' measures on the GPU that is here: it is for compile() alone.")
     hint = nearest(name.lower(), _ALIASES) if isinstance(name, str) else ""
     raise InvalidOption(f"precision={value!r} is unknown; {_CHOICE}.{hint}")
 

@@ -28,6 +28,8 @@ class Report:
             ``layers`` outside TensorRT: operator, place in the model, reason, count.
         work: of a TensorRT plan, the matrix and convolution work by precision: ``by``, ``asked``, ``flops``, ``how``
             and ``missed`` as in :class:`~torchtrt_bridge.applied.Applied`.
+        precisions: of ``precision="fastest"``, what became of each precision: rows of
+            :class:`~torchtrt_bridge.fastest_precision.Candidate`, as dicts.
         routes: what became of each route: rows of :class:`~torchtrt_bridge.selection.Attempt`, as dicts.
     """
 
@@ -43,6 +45,7 @@ class Report:
     hybrid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     work: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     routes: tuple[Mapping[str, Any], ...] = ()
+    precisions: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. A NaN (an error that does not apply) becomes None, as JSON has no NaN."""
@@ -50,6 +53,7 @@ class Report:
         data["verification"] = [{k: None if v != v else v for k, v in row.items()} for row in self.verification]
         data["notes"] = list(self.notes)
         data["routes"] = [dict(row) for row in self.routes]
+        data["precisions"] = [dict(row) for row in self.precisions]
         return data
 
     @classmethod
@@ -69,7 +73,7 @@ class Report:
     @classmethod
     def _from_dict(cls, data: Mapping[str, Any]) -> Report:
         rows = tuple({k: float("nan") if v is None else v for k, v in row.items()} for row in data["verification"])
-        lists = {name: tuple(data.get(name, ())) for name in ("notes", "routes")}
+        lists = {name: tuple(data.get(name, ())) for name in ("notes", "routes", "precisions")}
         return cls(**{**data, "verification": rows, **lists})
 
     def __repr__(self) -> str:
@@ -103,6 +107,7 @@ class Report:
                 error = f"relative L2 {row['relative_l2']:.2e}, max error {row['max_error']:.2e}"
             lines.append(("" if index else "verified", f"{row['result']} at {row['at']}: {error}"))
         lines += _outside(self.hybrid) if self.hybrid else []
+        lines += [("" if index else "precisions", _candidate(row)) for index, row in enumerate(self.precisions)]
         lines += [("" if index else "routes", _route(row)) for index, row in enumerate(self.routes)]
         lines += [("" if index else "notes", note) for index, note in enumerate(self.notes)]
         return lines
@@ -114,6 +119,14 @@ def _route(row: Mapping[str, Any]) -> str:
     time = "" if row["milliseconds"] is None else f", {row['milliseconds']:.3f} ms"
     reason = row["reason"].partition("\n")[0]
     return f"{name}: {row['outcome']}{time}{': ' + reason if reason else ''}"
+
+
+def _candidate(row: Mapping[str, Any]) -> str:
+    """One line of what became of a precision."""
+    time = "" if row["milliseconds"] is None else f", {row['milliseconds']:.3f} ms"
+    score = "" if row["score"] is None else f", {row['by']} {row['score']:.3g}"
+    reason = row["reason"].partition(". ")[0]
+    return f"{row['precision']}: {row['outcome']}{time}{score}{': ' + reason if reason else ''}"
 
 
 def _outside(hybrid: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -175,7 +175,8 @@ def test_a_refused_model_is_a_failed_build_that_names_the_nodes(isolate, caplog)
 
 def test_every_option_of_the_build_is_one_of_the_request():
     settings = dataclasses.asdict(BuildOptions(workspace=1 << 30, optimization_level=2, tf32=True))
-    del settings["kernel_specialization"], settings["torch_tensorrt"]  # of the run, and of one route
+    for other in ("kernel_specialization", "minimum_share", "torch_tensorrt"):  # of the run, of the gate, of one route
+        del settings[other]
     request = mlp_request(**settings)
     assert (request.workspace, request.optimization_level, request.tf32) == (1 << 30, 2, True)
     assert build(request, isolate=True).num_layers > 0
