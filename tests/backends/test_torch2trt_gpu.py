@@ -17,6 +17,7 @@ import torchtrt_bridge as ttb
 from torchtrt_bridge.backends import torch2trt_library
 from torchtrt_bridge.backends.torch2trt_library import Library
 from torchtrt_bridge.errors import ConversionFailed, UnsupportedLayer, VerificationFailed
+from torchtrt_bridge.verify import TF32
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
@@ -189,12 +190,11 @@ class Normed(nn.Module):
 
 def test_converters_layers_compute_what_eager_does(stand_in, tmp_path):
     model = Normed()
-    fast = compile(
-        model, torch.randn(3, 8, device="cuda"), converters=own_layers.CONVERTERS, dynamic_batch=(1, 3, 6)
-    )
+    x = torch.randn(3, 8, device="cuda")
+    fast = compile(model, x, converters=own_layers.CONVERTERS, dynamic_batch=(1, 3, 6), verify=TF32)
     assert any("TensorRT layers of own_layers::rms (1 time)" in note for note in fast.report.notes)
     fast.save(tmp_path / "fast.safetensors")
     for module in (fast, ttb.load(tmp_path / "fast.safetensors")):
         for rows in (1, 3, 6):
             x = torch.randn(rows, 8, device="cuda")
-            assert_same(module(x), model(x), 1e-3, 1e-3)
+            assert_same(module(x), model(x), 1e-2, 1e-2)

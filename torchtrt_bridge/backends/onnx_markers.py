@@ -124,13 +124,21 @@ def place_markers(model: ir.Model, marked: Sequence[Marked]) -> dict[int, Marked
             given.outputs[0].name = f"{_DOMAIN}_call_{number}_{index}"
             read = ir.Node("", "Identity", given.outputs, name=_result(number, index))
             graph.insert_before(node, [given, read])
-            name, shape, kind = value.name, value.shape, value.type
-            value.replace_all_uses_with(read.outputs[0], replace_graph_outputs=True)
-            value.name = None
-            read.outputs[0].name, read.outputs[0].shape, read.outputs[0].type = name, shape, kind
+            _replace(graph, value, read.outputs[0])
         graph.remove(node, safe=True)
     model.opset_imports.pop(_DOMAIN, None)
     return placed
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let ``new``, by the name of ``old``, be read wherever ``old`` is, and be a result where that is one."""
+    name, old.name = old.name, None
+    new.name, new.shape, new.type = name, old.shape, old.type
+    for node, index in tuple(old.uses()):
+        node.replace_input_with(index, new)
+    for index, result in enumerate(graph.outputs):
+        if result is old:
+            graph.outputs[index] = new
 
 
 class Layers:
