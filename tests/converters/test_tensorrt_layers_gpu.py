@@ -13,6 +13,7 @@ import torchtrt_bridge as ttb
 from torchtrt_bridge.backends.base import Place
 from torchtrt_bridge.backends.torch_tensorrt import TorchTensorRTBackend
 from torchtrt_bridge.capture import capture
+from torchtrt_bridge.verify import TF32
 
 pytestmark = pytest.mark.gpu
 LIMITS = {"fp32": (1e-2, 1e-2), "fp16": (3e-2, 3e-2)}  # RTX 1.4 rounds fp32 products to TF32
