@@ -126,6 +126,18 @@ def test_a_saved_module_needs_no_converter_and_no_operator(tmp_path: Path) -> No
     assert "the same" in run.stdout
 
 
+def test_an_exported_program_from_a_file_has_its_operators_converted(tmp_path: Path) -> None:
+    net = model()
+    torch.export.save(torch.export.export(net, (X,)), tmp_path / "model.pt2")
+    given = ttb.converter("custom_layers_tests::norm", register=False)(spelled)
+    fast = ttb.compile_file(tmp_path / "model.pt2", device="cpu", converters=[given])
+    torch.testing.assert_close(fast(X), net(X))
+    assert not fast.report.hybrid and any("1 call converted by" in note for note in fast.report.notes)
+    fast.save(tmp_path / "saved")
+    with pytest.raises(ttb.errors.InvalidOption, match="converters"):
+        ttb.compile_file(tmp_path / "saved", device="cpu", converters=[given])
+
+
 def test_converters_for_one_call_are_for_that_call() -> None:
     given = ttb.converter(slope, register=False)(lambda x: x / 4)
     explained = ttb.explain(Sloping().eval(), X, converters=[given])

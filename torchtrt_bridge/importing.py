@@ -32,6 +32,7 @@ def compile_file(
     build: BuildOptions | None = None,
     verify: bool = True,
     source: bool = False,
+    converters: Any = None,
 ) -> TRTModule:
     """A module from a file, without the model's code. The file is data: nothing of it is unpickled or run as code.
 
@@ -47,6 +48,7 @@ def compile_file(
             has ranges of its own, which these narrow.
         dynamic_batch: the short form for axis 0 of every input.
         build, verify, source: as for :func:`torchtrt_bridge.compile`.
+        converters: as for :func:`torchtrt_bridge.compile`, of the operators in an exported program.
 
     Raises:
         InvalidFile: the file is damaged, of no known kind, or holds what only unpickling could read.
@@ -63,10 +65,16 @@ def compile_file(
         target = "portable"
     place = Place(wanted or torch.device("cuda" if target is None else "cpu"), target)
     kind = kind_of(path)
+    if converters is not None and kind != "exported program":
+        raise InvalidOption(
+            f"converters: they are for the operators of an exported program, and this is a file: {kind}."
+        )
     if kind == "saved module":
         return _rebuilt(path, precision, place, ranges, dynamic_batch, build, verify)
     if kind == "exported program":
-        return _exported(path, precision or "fp32", place, backend, ranges, dynamic_batch, build, verify, source)
+        return _exported(
+            path, precision or "fp32", place, backend, ranges, dynamic_batch, build, verify, source, converters
+        )
     own = OnnxFile.read(path).precision
     if precision not in (None, own):
         raise InvalidOption(
@@ -139,6 +147,7 @@ def _exported(
     build: BuildOptions | None,
     verify: bool,
     source: bool,
+    converters: Any,
 ) -> TRTModule:
     from .compiler import build as build_elsewhere
     from .compiler import compile as compile_here
@@ -146,7 +155,13 @@ def _exported(
     archive = read_archive(path, place.device.type)
     model = ProgramModule.of(archive).to(place.device)
     inputs, dims = model.examples(ranges or {}, dynamic_batch)
-    common: dict[str, Any] = {"backend": backend, "dynamic_shapes": dims, "build": build, "source": source}
+    common: dict[str, Any] = {
+        "backend": backend,
+        "dynamic_shapes": dims,
+        "build": build,
+        "source": source,
+        "converters": converters,
+    }
     if place.target:
         return build_elsewhere(model, inputs, precision, target=place.target, **common)
     return compile_here(model, inputs, precision, device=place.device, verify=verify, **common)
