@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -217,8 +218,8 @@ def _versions() -> dict[str, str]:
 def _code() -> str:
     """A digest of this package's source: another version of it, or an edited one, decides anew."""
     digest = hashlib.sha256()
-    for file in (__file__, converters.__file__):  # which are not in one folder where the package is installed editable
-        folder = pathlib.Path(file).parent
+    for module in (__name__, converters.__name__):  # not in one folder where the package is installed editable
+        folder = pathlib.Path(str(sys.modules[module].__file__)).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
