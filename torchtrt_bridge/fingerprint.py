@@ -16,17 +16,16 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from . import converters
 from .backends.base import Place
 from .capture import CapturedModel
 from .code_identity import identity
+from .converters import __file__ as _CONVERTERS
 from .digests import digest, digests
 from .runtime.contents import contents
 
@@ -218,8 +217,8 @@ def _versions() -> dict[str, str]:
 def _code() -> str:
     """A digest of this package's source: another version of it, or an edited one, decides anew."""
     digest = hashlib.sha256()
-    for module in (__name__, converters.__name__):  # not in one folder where the package is installed editable
-        folder = pathlib.Path(str(sys.modules[module].__file__)).parent
+    for file in (__file__, _CONVERTERS):  # not in one folder where the package is installed editable
+        folder = pathlib.Path(file).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
