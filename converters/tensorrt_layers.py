@@ -39,6 +39,7 @@ def _attention(call: Call) -> bool | str:
 attention = ttb.converter(
     "aten::scaled_dot_product_attention",
     when=_attention,
+    precision="low",
     register="attention" in DEFAULT,
     reason="one attention layer, whose scale is multiplied into the queries alone; ONNX has it in queries and keys",
 )
