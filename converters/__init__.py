@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torch.fx import Graph
+from torch.fx import Node
 
 if TYPE_CHECKING:
     from torchtrt_bridge.registry import Registration
 
 _FAMILIES = """
-    attention distance elementwise image indexing normalization ordering pooling product reduction scan shape
+    attention distance elementwise image indexing linear_algebra losses normalization ordering pooling product reduction
+    scan shape sorting special whole_numbers
 """.split()
 _REGISTERING = ["tensorrt_layers"]
 
@@ -34,16 +35,17 @@ def decompositions() -> Mapping[Any, Callable[..., Any]]:
     return {operator: function for family in _families() for operator, function in family.DECOMPOSITIONS.items()}
 
 
-def decompositions_for(graph: Graph) -> dict[Any, Callable[..., Any]]:
-    """Those that ``graph`` needs. Some operators are converted only where a call of them has a certain form; then so
-    are all its calls in the graph, for a table of decompositions knows operators, not calls."""
-    table = decompositions()
+def form_of(node: Node) -> Callable[..., Any] | None:
+    """What says the call ``node`` in other operators; None where no converter takes it. Some operators are converted
+    only where a call of them has a certain form."""
+    found, condition = _table().get(node.target, (None, None))
+    return found if condition is None or condition(node) else None
+
+
+@functools.cache
+def _table() -> dict[Any, tuple[Callable[..., Any], Callable[[Node], bool] | None]]:
     conditions = {op: needed for family in _families() for op, needed in getattr(family, "ONLY_WHERE", {}).items()}
-    return {
-        node.target: table[node.target]
-        for node in graph.nodes
-        if node.target in table and (node.target not in conditions or conditions[node.target](node))
-    }
+    return {operator: (form, conditions.get(operator)) for operator, form in decompositions().items()}
 
 
 def register() -> None:

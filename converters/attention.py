@@ -1,4 +1,8 @@
-"""Attention of fewer or more than four dims, of which torch.onnx says "only 4D query, key, and value are supported"."""
+"""Attention.
+
+Without this: torch.onnx's "only 4D query, key, and value are supported" for other ranks; its "requires q_num_heads >
+kv_num_heads" where heads may be shared (enable_gqa) and are not.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,12 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """(..., L, E), (..., S, E), (..., S, V) to (..., L, V), written out; rows that are masked whole are zero."""
-    if enable_gqa:
+    shared = enable_gqa and query.shape[-3] != key.shape[-3]
+    if enable_gqa and not shared and query.dim() == 4:
+        return aten.scaled_dot_product_attention.default(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+        )
+    if shared:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -43,10 +52,12 @@ def scaled_dot_product_attention(
     return torch.matmul(torch.where(masked, 0.0, share), value)
 
 
-def _not_of_four_dims(node: Node) -> bool:
+def _not_of_four_dims_or_not_shared(node: Node) -> bool:
     dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-    return not dropout and any(n.meta["val"].dim() != 4 for n in node.args[:3] if isinstance(n, Node))
+    query, key, value = (n.meta["val"] for n in node.args[:3])  # type: ignore[union-attr]
+    alike = bool(node.kwargs.get("enable_gqa")) and query.shape[-3] == key.shape[-3]
+    return not dropout and (alike or any(x.dim() != 4 for x in (query, key, value)))
 
 
 DECOMPOSITIONS = {aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
-ONLY_WHERE = {aten.scaled_dot_product_attention.default: _not_of_four_dims}
+ONLY_WHERE = {aten.scaled_dot_product_attention.default: _not_of_four_dims_or_not_shared}

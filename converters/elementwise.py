@@ -1,8 +1,8 @@
-"""Elementwise operators.
+"""Elementwise operators of floats.
 
-Without these: "No ONNX function found" for prims.fmax, fmin, hypot, frexp, erf_inv, signbit; TensorRT's parser takes
-neither BitwiseAnd, BitwiseOr, BitwiseXor and BitwiseNot of integers, nor the unsigned types that torch.onnx shifts in,
-nor Ceil, Floor, Round, IsNaN and IsInf of integers.
+Without these: "No ONNX function found" for prims.fmax, fmin, hypot, frexp, signbit; torch.onnx's arc tangents of two
+numbers are wrong by pi where the first is 0 and the second negative; isfinite of float16 ends its promotion of types
+("Expected same OpOverload packet, got aten.abs != aten.isfinite", torch 2.11).
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import math
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 aten = torch.ops.aten
 
 
-def _together(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def together(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.result_type(x, y)
     return x.to(dtype), y.to(dtype)
 
 
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """The larger of two, where a NaN loses to any number."""
-    x, y = _together(x, y)
+    x, y = together(x, y)
     if not x.is_floating_point():
         return torch.maximum(x, y)
     larger = torch.where(x > y, x, y)
@@ -32,7 +31,7 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
 
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """The smaller of two, where a NaN loses to any number."""
-    x, y = _together(x, y)
+    x, y = together(x, y)
     if not x.is_floating_point():
         return torch.minimum(x, y)
     smaller = torch.where(x < y, x, y)
@@ -41,7 +40,7 @@ def fmin(x: Tensor, y: Tensor) -> Tensor:
 
 def hypot(x: Tensor, y: Tensor) -> Tensor:
     """``sqrt(x**2 + y**2)``, by the larger of the two, so that no square overflows."""
-    x, y = _together(x, y)
+    x, y = together(x, y)
     x, y = x.abs(), y.abs()
     larger, smaller = torch.maximum(x, y), torch.minimum(x, y)
     ratio = smaller / torch.where(larger == 0, 1.0, larger)
@@ -83,160 +82,33 @@ def frexp(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(usual, mantissa, x), torch.where(usual, exponent, 0.0).to(torch.int32)
 
 
-def erfinv(x: Tensor) -> Tensor:
-    """Giles' polynomials ("Approximating the erfinv function", 2010) and one step of Newton's method."""
+def atan2(y: Tensor, x: Tensor) -> Tensor:
+    """The angle of the point (x, y), from -pi to pi, by the smaller of both over the larger."""
+    y, x = together(y, x)
     if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    inside = x.abs() < 1
-    z = torch.where(inside, x, 0.0)
-    w = -torch.log((1 - z) * (1 + z))
-    near = _polynomial(w - 2.5, _NEAR)
-    far = _polynomial(torch.sqrt(torch.clamp(w, min=5.0)) - 3, _FAR)
-    y = torch.where(w < 5, near, far) * z
-    y = y - (torch.erf(y) - z) * (0.5 * math.sqrt(math.pi)) * torch.exp(y * y)
-    edge = torch.where(x == 1, math.inf, torch.where(x == -1, -math.inf, math.nan))
-    return torch.where(inside, y, edge.to(y.dtype))
+        y, x = y.to(torch.get_default_dtype()), x.to(torch.get_default_dtype())
+    height, width = y.abs(), x.abs()
+    larger, smaller = torch.maximum(height, width), torch.minimum(height, width)
+    ratio = smaller / torch.where(larger == 0, 1.0, larger)
+    angle = torch.atan(torch.where(torch.isinf(smaller), 1.0, ratio))
+    angle = torch.where(height > width, math.pi / 2 - angle, angle)
+    angle = torch.where(_negative(x), math.pi - angle, angle)
+    angle = torch.where(_negative(y), -angle, angle)
+    return torch.where(torch.isnan(x) | torch.isnan(y), math.nan, angle)
 
 
-_NEAR = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
-    0.246640727, 1.50140941,
-)  # fmt: skip
-_FAR = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
-    1.00167406, 2.83297682,
-)  # fmt: skip
+def isfinite(x: Tensor) -> Tensor:
+    """Whether it is neither infinite nor NaN; so is every whole number."""
+    return x.abs() < math.inf if x.is_floating_point() else x == x
 
 
-def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    result = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        result = result * x + coefficient
-    return result
-
-
-def bitwise_not(x: Tensor) -> Tensor:
-    """All bits the other way: in two's complement, ``-1 - x``."""
-    if x.dtype == torch.bool:
-        return torch.logical_not(x)
-    return (255 if x.dtype == torch.uint8 else -1) - x
-
-
-def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
-    """Bit by bit, in a further axis of as many places as the dtype has bits."""
-    x, y = _together(x, y)
-    if x.dtype == torch.bool:
-        return torch.logical_and(x, y)
-    weights = _powers_of_two(x)
-    first, second = _bits(x, weights), _bits(y, weights)
-    both = first * second * weights
-    while both.shape[-1] > 1:  # in halves: ONNX Runtime's sum of int64 goes through floats
-        half = both.shape[-1] // 2
-        rest = both.narrow(-1, 2 * half, both.shape[-1] - 2 * half)
-        both = torch.cat([both.narrow(-1, 0, half) + both.narrow(-1, half, half), rest], -1)
-    both = both.squeeze(-1)
-    if x.dtype == torch.uint8:
-        return both
-    return torch.where((x < 0) & (y < 0), both + torch.iinfo(x.dtype).min, both)
-
-
-def _bits(x: Tensor, weights: Tensor) -> Tensor:
-    """The bits below the sign, in a last axis. Only numbers from zero on are divided: runtimes round others as they
-    like; a negative number's bits are those of ``-1 - x`` the other way."""
-    negative = (x < 0).unsqueeze(-1)
-    quotient = torch.div(_from_zero(x).unsqueeze(-1), weights, rounding_mode="trunc")
-    bit = quotient - torch.div(quotient, 2, rounding_mode="trunc") * 2
-    return torch.where(negative, 1 - bit, bit)
-
-
-def _from_zero(x: Tensor) -> Tensor:
-    return torch.where(x < 0, -1 - x, x)
-
-
-def _powers_of_two(x: Tensor) -> Tensor:
-    """All that the dtype has, as a table: a runtime's exp2 is not exact."""
-    bits = 8 if x.dtype == torch.uint8 else torch.iinfo(x.dtype).bits - 1
-    return torch.cat([torch.full([1], 1 << bit, dtype=x.dtype, device=x.device) for bit in range(bits)])
-
-
-def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
-    x, y = _together(x, y)
-    return torch.logical_or(x, y) if x.dtype == torch.bool else (x - bitwise_and(x, y)) + y
-
-
-def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
-    x, y = _together(x, y)
-    if x.dtype == torch.bool:
-        return torch.logical_xor(x, y)
-    both = bitwise_and(x, y)
-    return (x - both) + (y - both)
-
-
-def unchanged(x: Tensor) -> Tensor:
-    """What rounding is to a whole number."""
-    return x.clone()
-
-
-def never(x: Tensor) -> Tensor:
-    """False everywhere, as a whole number is no NaN."""
-    return x != x
-
-
-def always(x: Tensor) -> Tensor:
-    """True everywhere, as a whole number is finite."""
-    return x == x
-
-
-def _of_whole_numbers(node: Node) -> bool:
-    argument = node.args[0]
-    return isinstance(argument, Node) and not argument.meta["val"].dtype.is_floating_point
-
-
-def left_shift(x: Tensor, y: Tensor) -> Tensor:
-    """``x * 2**y``."""
-    x, y = _together(x, y)
-    return x * _power_of_two(y)
-
-
-def right_shift(x: Tensor, y: Tensor) -> Tensor:
-    """``x / 2**y``, rounded down, as the sign bit is copied."""
-    x, y = _together(x, y)
-    quotient = torch.div(_from_zero(x), _power_of_two(y), rounding_mode="trunc")
-    return torch.where(x < 0, -1 - quotient, quotient)
-
-
-def _power_of_two(y: Tensor) -> Tensor:
-    table = _powers_of_two(y)
-    place = torch.clamp(torch.clamp(y, min=0), max=table.shape[0] - 1)
-    return table.index_select(0, place.reshape(-1).to(torch.int64)).reshape(y.shape)
-
-
-_ON_WHOLE_NUMBERS = {
-    aten.ceil.default: unchanged,
-    aten.floor.default: unchanged,
-    aten.round.default: unchanged,
-    aten.trunc.default: unchanged,
-    aten.fix.default: unchanged,
-    aten.isnan.default: never,
-    aten.isinf.default: never,
-    aten.isposinf.default: never,
-    aten.isneginf.default: never,
-    aten.isfinite.default: always,
-}
 DECOMPOSITIONS = {
-    **_ON_WHOLE_NUMBERS,
     aten.fmax.default: fmax,
     aten.fmin.default: fmin,
     aten.hypot.default: hypot,
     aten.copysign.Tensor: copysign,
     aten.copysign.Scalar: copysign_number,
     aten.frexp.Tensor: frexp,
-    aten.erfinv.default: erfinv,
-    aten.bitwise_and.Tensor: bitwise_and,
-    aten.bitwise_or.Tensor: bitwise_or,
-    aten.bitwise_xor.Tensor: bitwise_xor,
-    aten.bitwise_not.default: bitwise_not,
-    aten.bitwise_left_shift.Tensor: left_shift,
-    aten.bitwise_right_shift.Tensor: right_shift,
+    aten.atan2.default: atan2,
+    aten.isfinite.default: isfinite,
 }
-ONLY_WHERE = dict.fromkeys(_ON_WHOLE_NUMBERS, _of_whole_numbers)

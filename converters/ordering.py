@@ -71,8 +71,10 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tenso
     rows = x.movedim(dim, -1)
     ordered, _ = torch.sort(rows, -1)
     number = (ordered.unsqueeze(-1) == ordered.unsqueeze(-2)).to(torch.int64).sum(-1)
-    value = torch.gather(ordered, -1, number.argmax(-1, keepdim=True))
     places = torch.arange(rows.shape[-1], device=x.device)
+    size = rows.shape[-1]
+    first = (number * size + (size - 1 - places)).argmax(-1, keepdim=True)  # no two are equal: TensorRT takes any
+    value = torch.gather(ordered, -1, first)
     place = torch.where(rows == value, places, -1).amax(-1, keepdim=True)
     if keepdim:
         return value.movedim(-1, dim), place.movedim(-1, dim)

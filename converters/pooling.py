@@ -16,6 +16,9 @@ from torch.fx import Node
 
 aten = torch.ops.aten
 
+_FAR = 2**31 - 1
+"""Beyond every place."""
+
 
 def adaptive_avg_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
     """Means over windows that begin at floor(i * n / m) and end at ceil((i + 1) * n / m), one axis after the other."""
@@ -141,10 +144,14 @@ def _places(x: Tensor, count: int) -> Tensor:
 
 
 def _largest(values: Tensor, places: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The maxima along the last axis and their places, with the axis before it put back to ``axis``."""
-    found = values.argmax(-1, keepdim=True)
-    best, place = torch.gather(values, -1, found).squeeze(-1), torch.gather(places, -1, found).squeeze(-1)
-    return best.movedim(-1, axis), place.movedim(-1, axis)
+    """The maxima along the last axis and their places, the first of several, with the axis before it put back to
+    ``axis``."""
+    best = values.amax(-1, keepdim=True)
+    found = values == best  # TensorRT's argmax takes any of several
+    if values.is_floating_point():
+        found = found | torch.isnan(values)
+    place = torch.where(found, places, _FAR).amin(-1)
+    return best.squeeze(-1).movedim(-1, axis), place.movedim(-1, axis)
 
 
 def _windows(x: Tensor, axis: int, size: int) -> Tensor:

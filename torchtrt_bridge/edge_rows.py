@@ -7,19 +7,18 @@ by row runs on all of them; the cut to the right number is the last step, and Py
 
 from __future__ import annotations
 
-import contextlib
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .converters.sizes import COUNTED
+from .inlining import inline, mode_of, put_in_place
 from .partition import is_assertion, is_number, tensors_of
 
 aten = torch.ops.aten
@@ -51,12 +50,24 @@ def pad(node: Node) -> list[str]:
     graph = node.graph
     _erase_checks([n for n in graph.nodes if is_number(n) and _axis(n.meta["val"], symbol) is not None])
     followers = [n for n in graph.nodes if n is not node and _axis(n.meta.get("val"), symbol) is not None]
-    cut_as, count = _put_in_place(node)
+    *rows, count = inline(node, _form_of(node))[0]
+    cut_as = put_in_place(node, rows)
     for follower in followers:
         if follower not in cut_as and follower.users:
             cut_as[follower] = follower.meta["val"]
             _follow(follower)
     return _cut(graph, cut_as, count, symbol)
+
+
+def _form_of(node: Node) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        form = COUNTED.get(node.target)
+        found = None if form is None else form(*args, **kwargs)
+        if found is None:
+            raise NotByRow
+        return found
+
+    return call
 
 
 def _axis(value: Any, symbol: Any) -> int | None:
@@ -85,65 +96,14 @@ def _erase_checks(numbers: list[Node]) -> None:
         number.graph.erase_node(number)
 
 
-def _put_in_place(node: Node) -> tuple[dict[Node, Any], Node]:
-    """Replace ``node`` by its form: the nodes of its results with what they were before, and the number of rows."""
-    *rows, count = _inlined(node)
-    before: dict[Node, Any] = {}
-    if isinstance(node.meta["val"], (tuple, list)):
-        for part in list(node.users):
-            row = rows[part.args[1]]  # type: ignore[index]
-            before[row] = part.meta["val"]
-            part.replace_all_uses_with(row)
-            node.graph.erase_node(part)
-    else:
-        before[rows[0]] = node.meta["val"]
-        node.replace_all_uses_with(rows[0])
-    node.graph.erase_node(node)
-    return before, count
-
-
-def _inlined(node: Node) -> tuple[Node, ...]:
-    """The nodes of the form of ``node``, traced over its own arguments and put before it."""
-    form = COUNTED.get(node.target)
-    if form is None:
-        raise NotByRow
-    given = node.all_input_nodes
-
-    def call(*values: Any) -> Any:
-        known = dict(zip(given, values))
-        args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-        found = form(*args, **kwargs)
-        if found is None:
-            raise NotByRow
-        return found
-
-    values = [n.meta["val"] for n in given]
-    with _mode(values):
-        traced = make_fx(call)(*values).graph
-    traced.eliminate_dead_code()
-    places = dict(zip(traced.find_nodes(op="placeholder"), given))
-    with node.graph.inserting_before(node):
-        results = node.graph.graph_copy(traced, places)
-    inherited = {key: value for key, value in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
-    for copied in places.values():
-        if copied not in given:
-            copied.meta.update(inherited)
-    return tuple(results)  # type: ignore[arg-type]
-
-
 def _follow(node: Node) -> None:
     """Give ``node`` the value that it has of all rows."""
     tags = getattr(node.target, "tags", ())
     if node.target not in _BY_ROW and torch.Tag.pointwise not in tags:
         raise NotByRow
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with _mode((args, kwargs)):
+    with mode_of((args, kwargs)):
         node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _mode(values: Any) -> Any:
-    """The mode that the sizes in ``values`` belong to."""
-    return detect_fake_mode(pytree.tree_leaves(values)) or contextlib.nullcontext()
 
 
 def _cut(graph: Graph, before: dict[Node, Any], count: Node, symbol: Any) -> list[str]:

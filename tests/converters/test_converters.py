@@ -23,6 +23,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "sweep"))
 
 import operators  # noqa: E402
 
+aten = torch.ops.aten
+
 OPERATORS = """
     fmax fmin hypot copysign frexp erfinv bitwise_not bitwise_left_shift bitwise_right_shift cumprod cummax cummin
     kthvalue median nanmedian mode bitwise_and bitwise_or bitwise_xor masked_scatter native_layer_norm aminmax
@@ -30,6 +32,7 @@ OPERATORS = """
     searchsorted isin combinations diagonal_scatter index_add nn.functional.adaptive_avg_pool3d
     nn.functional.adaptive_max_pool1d
     nn.functional.adaptive_max_pool2d nn.functional.adaptive_max_pool3d cdist nn.functional.pdist grid_sampler_3d
+    argmax argmin nansum atan2 pow special.entr special.log_ndtr nn.functional.soft_margin_loss sort
     scatter_reduce scatter index_reduce put nonzero_static masked_select scatter_add take nn.functional.avg_pool2d
     nn.functional.avg_pool3d histc diag diagonal linalg.diagonal trace squeeze ceil isnan
 """.split()
@@ -52,9 +55,15 @@ class Replacing(TorchDispatchMode):
 
     @staticmethod
     def _applies(func: Any, args: Any) -> bool:
-        """Those that round whole numbers are for these alone, those that take means for floats."""
+        """Some are for whole numbers alone, those that take means for floats, those of all elements for all."""
         name = func.__name__.split(".")[0]
-        return name not in ("ceil", "isnan", "avg_pool2d", "avg_pool3d") or (
+        if name in ("argmax", "argmin"):
+            return len(args) < 2 or args[1] is None or args[0].dim() < 2
+        if name == "pow":
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            numbers = all(not isinstance(a, float) and (not isinstance(a, int) or a >= 0) for a in args)
+            return numbers and not any(t.is_floating_point() or t.dtype == torch.bool for t in tensors)
+        return name not in ("ceil", "isnan", "nansum", "avg_pool2d", "avg_pool3d") or (
             args[0].is_floating_point() == name.startswith("avg")
         )
 
@@ -80,6 +89,78 @@ def test_a_converter_is_its_operator(name: str) -> None:
                 torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, equal_nan=True)
             tried += 1
     assert tried and mode.met
+
+
+COMPOSITES = {
+    "linalg.norm": aten.linalg_norm.default,
+    "linalg.matrix_power": aten.linalg_matrix_power.default,
+    "argsort": aten.argsort.default,
+    "msort": aten.msort.default,
+    "isfinite": aten.isfinite.default,
+    "nn.functional.cosine_embedding_loss": aten.cosine_embedding_loss.default,
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_converter_of_what_torch_spells_out_itself(name: str) -> None:
+    """No dispatch mode sees these operators, which torch.export keeps."""
+    info, function = operators.operators()[name], decompositions()[COMPOSITES[name]]
+    tried = 0
+    for sample in itertools.islice(info.sample_inputs("cpu", torch.float32), 60):
+        if not sample.input.numel() or (name == "linalg.norm" and not _is_of_a_vector(sample)):
+            continue
+        if name == "nn.functional.cosine_embedding_loss":
+            sample.kwargs["reduction"] = ["none", "mean", "sum"].index(sample.kwargs.get("reduction", "mean"))
+        if "stable" in sample.kwargs:
+            continue
+        expected = COMPOSITES[name](sample.input, *sample.args, **sample.kwargs)
+        actual = function(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-5, equal_nan=True)
+        tried += 1
+    assert tried
+
+
+def _is_of_a_vector(sample: Any) -> bool:
+    ord_, dim = [*sample.args, None, None][:2]
+    ord_, dim = sample.kwargs.get("ord", ord_), sample.kwargs.get("dim", dim)
+    return dim is None and sample.input.dim() > 0 and (ord_ is None or sample.input.dim() == 1)
+
+
+def test_inverses_of_small_matrices() -> None:
+    for size in (1, 2, 3, 6, 16):
+        x = torch.randn(4, size, size, dtype=torch.float64)
+        if size > 1:
+            x[0, 0, 0] = 0.0  # no pivot
+        inverse = decompositions()[aten.linalg_inv_ex.default](x)[0]
+        torch.testing.assert_close(inverse, torch.linalg.inv(x))
+
+
+def test_angles_on_the_axes_and_at_infinity() -> None:
+    edges = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), float("-inf"), float("nan")])
+    y, x = edges.repeat_interleave(7), edges.repeat(7)
+    torch.testing.assert_close(decompositions()[aten.atan2.default](y, x), torch.atan2(y, x), equal_nan=True)
+
+
+def test_the_normal_distribution_far_out() -> None:
+    x = torch.linspace(-60, 9, 500)
+    actual = decompositions()[aten.special_log_ndtr.default](x)
+    torch.testing.assert_close(actual, torch.special.log_ndtr(x.double()).float(), rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_equal_values_stay_in_order(descending: bool) -> None:
+    table = decompositions()
+    for x in (torch.randint(0, 4, (3, 40)), torch.randint(0, 4, (3, 40)).float(), torch.randint(0, 900, (1, 5000))):
+        expected = torch.sort(x, dim=-1, descending=descending, stable=True)
+        actual = table[aten.sort.stable](x, stable=True, dim=-1, descending=descending)
+        assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
+    assert torch.equal(table[aten.topk.default](x, 4000, -1, descending)[0], torch.topk(x, 4000, -1, descending)[0])
+
+
+def test_the_first_of_several_maxima() -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    actual = decompositions()[aten.max_pool2d_with_indices.default](x, [2, 2])
+    torch.testing.assert_close(actual, tuple(aten.max_pool2d_with_indices.default(x, [2, 2])))
 
 
 @pytest.mark.parametrize("name", ["nonzero", "where", "masked_select", "index", "unique_consecutive", "_unique2"])

@@ -21,11 +21,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from ..converters import decompositions_for
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed
 from ..export_lock import export_lock
 from .onnx_forms import translations
-from .onnx_losses import DECOMPOSITIONS as LOSSES
+from .onnx_operators import exportable
+from .onnx_results import settle_results
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,8 +69,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     assert exported is not None
     model = exported.model
     model.doc_string = None
-    _distinguish_results(model)
-    _separate_results(model)
+    settle_results(model, program)
     _name_nodes(model)
     annotated: list[Any] = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
     for item in annotated:
@@ -106,65 +105,6 @@ def save(model: ir.Model, path: str | os.PathLike[str], weights: str) -> None:
     import onnx_ir as ir
 
     ir.save(model, path, external_data=weights)
-
-
-def exportable(program: ExportedProgram) -> ExportedProgram:
-    """``program`` with the built-in converters applied, without operators that TensorRT's parser takes in fp32 and fp16
-    only, where they are in bf16, without losses, which it does not take, and without squeezes of dimensions that are
-    not 1, which torch leaves alone and ONNX refuses."""
-    table: dict[Any, Any] = decompositions_for(program.graph)
-    for node in program.graph.nodes:
-        if node.target in _NOT_IN_BF16 and node.meta["val"].dtype == torch.bfloat16:
-            table[node.target] = _NOT_IN_BF16[node.target]
-        elif node.target in LOSSES:
-            table[node.target] = LOSSES[node.target]
-        elif node.target in _SQUEEZES:
-            dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
-            if node.meta["val"].ndim != node.args[0].meta["val"].ndim - len(dims):
-                table[node.target] = _SQUEEZES[node.target]
-    return program.run_decompositions(table) if table else program
-
-
-def _squeeze(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
-    for dim in sorted({dim % max(x.ndim, 1) for dim in dims}, reverse=True):
-        if x.ndim and x.shape[dim] == 1:
-            x = x.select(dim, 0)
-    return x
-
-
-_NOT_IN_BF16 = {
-    torch.ops.aten.hardswish.default: lambda x: x * torch.clamp(x + 3, 0, 6) / 6,
-    torch.ops.aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
-}
-_SQUEEZES = {torch.ops.aten.squeeze.dim: lambda x, dim: _squeeze(x, [dim]), torch.ops.aten.squeeze.dims: _squeeze}
-
-
-def _distinguish_results(model: ir.Model) -> None:
-    """No tensor inside has the name of a result: one that is cast for the result keeps the name of its operator, after
-    which the result of a part of a model is named too."""
-    results = {value.name: value for value in model.graph.outputs}
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if results.get(value.name, value) is not value:
-                value.name = f"{value.name}_inside"
-
-
-def _separate_results(model: ir.Model) -> None:
-    """No result is the identity of another result: both are the identity of a tensor inside. TensorRT-RTX 1.6 was seen
-    to leave the first of such results unwritten."""
-    import onnx_ir as ir
-
-    graph = model.graph
-    results = set(graph.outputs)
-    for index, value in enumerate(graph.outputs):
-        copies = [n for n in value.consumers() if n.op_type == "Identity" and n.outputs[0] in results]
-        if not copies or value.producer() is None:
-            continue
-        outer = ir.Value(name=value.name, shape=value.shape, type=value.type)
-        value.name = f"{value.name}_inside"
-        node = ir.Node("", "Identity", [value], outputs=[outer], metadata_props=dict(copies[0].metadata_props))
-        graph.insert_before(copies[0], node)
-        graph.outputs[index] = outer
 
 
 def _name_nodes(model: ir.Model) -> None:

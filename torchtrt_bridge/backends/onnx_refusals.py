@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from ..export_lock import export_lock
 from ..forms import call_of
 from .base import Place
-from .onnx_graph import OPSETS, exportable, quiet
+from .onnx_graph import OPSETS, quiet
+from .onnx_operators import exportable
 
 _CHECKS = ("aten._assert", "aten.sym_constrain_range")  # which torch.onnx leaves out
 _WIDE = (torch.float64, torch.complex64, torch.complex128, torch.complex32)
@@ -57,7 +59,7 @@ def _without_form(program: ExportedProgram) -> dict[str, str]:
             continue
         if str(node.target).startswith(_CHECKS) or call_of(node.target) is not None or _translated(node):
             continue
-        source = next((s.name for s in reversed(node.meta.get("from_node") or []) if s.name in names), None)
+        source = next((name for name in _origins(node.meta.get("from_node")) if name in names), None)
         if source is None and node.name in names:
             source = node.name
         if source is not None and source not in found:
@@ -66,6 +68,13 @@ def _without_form(program: ExportedProgram) -> dict[str, str]:
             made = "" if part == own else f" is made of {part}, which"
             found[source] = f"{own}{made} has no ONNX form"
     return found
+
+
+def _origins(sources: Any) -> Iterator[str]:
+    """The names of the nodes that a node was made from, the nearest first."""
+    for source in reversed(sources or []):
+        yield source.name
+        yield from _origins(source.from_node)
 
 
 def _spelled_out(program: ExportedProgram) -> ExportedProgram:

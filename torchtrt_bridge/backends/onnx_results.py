@@ -13,8 +13,19 @@ if TYPE_CHECKING:
 
 def settle_results(model: ir.Model, program: ExportedProgram) -> None:
     """Put casts and copies before the results of ``model``, made of ``program``, where they are needed."""
+    _distinguish(model)
     _cast(model, program)
     _separate(model)
+
+
+def _distinguish(model: ir.Model) -> None:
+    """No tensor inside has the name of a result: one that is cast for the result keeps the name of its operator, after
+    which the result of a part of a model is named too."""
+    results = {value.name: value for value in model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if results.get(value.name, value) is not value:
+                value.name = f"{value.name}_inside"
 
 
 def _cast(model: ir.Model, program: ExportedProgram) -> None:
