@@ -330,3 +330,11 @@ def test_resizing_repeats_and_crops_so_that_ids_stay_ids():
     assert resize(ids, (0, 3)).shape == (0, 3)
     assert resize(ids[:0], (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert resize(ids, (2, 3)) is ids
+
+
+def test_repeats_of_floats_have_no_ties():
+    scores = torch.tensor([[0.5, 1.0, float("-inf"), 0.0]])
+    grown = resize(scores, (40, 4))
+    assert torch.equal(grown[:1], scores) and grown[:, :2].unique().numel() == 80
+    assert ((grown[:, :2] >= scores[:, :2] * 0.875) & (grown[:, :2] <= scores[:, :2])).all()
+    assert torch.equal(grown[:, 2:], scores[:, 2:].expand(40, 2))

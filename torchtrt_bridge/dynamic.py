@@ -15,6 +15,9 @@ from .expressions import BadExpression, evaluate
 from .expressions import names as expression_names
 from .signature import Dim
 
+_GOLDEN = 0.618034
+"""Multiples of it, modulo 1, are all different."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DynamicShapes:
@@ -126,14 +129,16 @@ class DynamicShapes:
 
 
 def resize(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """``tensor`` at another shape of the same rank, by repeating and cropping: ids stay ids and masks stay masks."""
+    """``tensor`` at another shape of the same rank, by repeating and cropping: ids stay ids and masks stay masks. Of
+    floats, each repeat is smaller by a share of its own, an eighth at most: among equal values a sort, and what is made
+    of one, may take any order."""
     if tuple(tensor.shape) == tuple(shape):
         return tensor
     for axis, (have, want) in enumerate(zip(tensor.shape, shape)):
         if want > have > 0:
-            repeats = [1] * tensor.dim()
-            repeats[axis] = -(-want // have)
-            tensor = tensor.repeat(repeats)
+            shares = [i * _GOLDEN % 1 / 8 for i in range(-(-want // have))]
+            floats = tensor.is_floating_point()
+            tensor = torch.cat([tensor * (1 - share) if floats and share else tensor for share in shares], axis)
         elif have == 0 and want:
             tensor = tensor.new_zeros([*tensor.shape[:axis], want, *tensor.shape[axis + 1 :]])
         tensor = tensor.narrow(axis, 0, want)

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import reproducible
+from torchtrt_bridge.dynamic import resize
 from torchtrt_bridge.errors import BridgeError
 
 
@@ -63,11 +64,12 @@ def attempt(case_id: cases.CaseId, where: str, backend: str = "auto", hybrid: bo
         device = torch.device("cuda" if where == "cuda" else "cpu")
         module = copy.deepcopy(case.module).to(device)
         inputs, others = ([t.to(device) for t in tensors] for tensors in (case.inputs, case.others))
-        if device.type == "cuda" and (reason := _not_counted(module, inputs)):
+        if device.type == "cuda" and (reason := _not_counted_there(case, module, device)):
             return Trial("not counted", detail=f"on the GPU, {reason}")
         trial = _compile_and_compare(module, inputs, others, precision, dims, axes, where, backend, hybrid)
-        if trial.error in ("CaptureFailed", "InvalidInput") and dims is None:
-            reason = _export_refuses(case.module, case.inputs, None)
+        if trial.error in ("CaptureFailed", "InvalidInput", "DimSpecialized"):
+            dim = next(iter(next(iter(dims.values())).values())) if dims else None
+            reason = _export_refuses(module, inputs, (axes, dim.min, dim.max) if dim else None)
             if reason is not None:
                 return Trial("not counted", detail=f"torch.export: {reason}")
         if device.type == "cuda":
@@ -148,6 +150,23 @@ def _not_counted(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str | Non
     return None
 
 
+def _not_counted_there(case: cases.Case, module: nn.Module, device: torch.device) -> str | None:
+    """Why a case says nothing about a compiler on a GPU: eager does not run it there, or its whole numbers are others
+    than on the CPU (which of several equal values a selection takes follows no rule)."""
+    for tensors in (case.inputs, case.others):
+        reason = _not_counted(module, [t.to(device) for t in tensors])
+        if reason is not None:
+            return reason
+        with torch.no_grad():
+            results = (run(*[t.clone().to(d) for t in tensors]) for run, d in ((module, device), (case.module, "cpu")))
+            here, there = (pytree.tree_leaves(result) for result in results)
+        for a, b in zip(here, there):
+            whole = isinstance(a, torch.Tensor) and a.dtype == torch.int64
+            if whole and all(not t.is_floating_point() for t in here) and not torch.equal(a.cpu(), b):
+                return "eager's whole numbers are others than on the CPU"
+    return None
+
+
 def _dynamic_shapes(
     module: nn.Module, inputs: Sequence[torch.Tensor], fixed: int | None
 ) -> tuple[Any, dict[int, int], str | None]:
@@ -167,13 +186,10 @@ def _dynamic_shapes(
 
 
 def _resized(tensors: Sequence[torch.Tensor], axes: dict[int, int], size: int) -> list[torch.Tensor]:
-    """``tensors`` at another size of the dynamic axes, by repeating and cropping: indices stay valid where it grows."""
+    """``tensors`` at another size of the dynamic axes, made as verification does: indices stay valid."""
     found = list(tensors)
     for i, axis in axes.items():
-        have = found[i].shape[axis]
-        repeats = [1] * found[i].dim()
-        repeats[axis] = -(-size // have)
-        found[i] = found[i].repeat(repeats).narrow(axis, 0, size).contiguous()
+        found[i] = resize(found[i], [size if a == axis else n for a, n in enumerate(found[i].shape)])
     return found
 
 
