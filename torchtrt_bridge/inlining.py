@@ -60,7 +60,7 @@ def inline(node: Node, function: Callable[..., Any]) -> tuple[list[Node], list[N
     made = [copied for copied in places.values() if copied not in given]
     for copied in made:
         copied.meta.update(inherited, from_node=[NodeSource(node, "inline")])
-    return list(results), made  # type: ignore[call-overload]
+    return list(results), made  # type: ignore[arg-type]
 
 
 def mode_of(values: Any) -> Any:
