@@ -1,4 +1,4 @@
-"""Precisions on a GPU: no NaN where eager has none, each layer in its own, the work measured by the engine that runs."""
+"""Precisions on a GPU: no NaN where eager has none, each layer in its own, the work as the running engine has it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from streams import NORMS, Stream
 from torch import nn
 
 import torchtrt_bridge as ttb
+from torchtrt_bridge import eight_bits
 from torchtrt_bridge.backends import onnx as onnx_route
 from torchtrt_bridge.errors import PrecisionNotApplied
 from torchtrt_bridge.precision import CastResult
@@ -104,3 +105,12 @@ def test_the_fastest_precision_is_measured_here(net):
     assert rows[chosen]["outcome"] == "chosen" and module.precision == ("fp32" if chosen == "tf32" else chosen)
     assert rows["int8"]["outcome"] == "failed" and "calibration" in rows["int8"]["reason"]
     assert error(module, model, torch.randn_like(x)) < 2e-2
+
+
+def test_eight_bits_are_measured_against_fp16(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHTRT_BRIDGE_CACHE", str(tmp_path / "cache"))
+    ratio = eight_bits._ratio("int8", 0, False)
+    print(f"an int8 product takes {ratio} times as long as an fp16 one")
+    assert ratio is not None and 0.1 < ratio < 20
+    note = eight_bits.no_gain("int8", torch.device("cuda", 0), False)
+    assert (note is None) == (ratio < 1)

@@ -330,7 +330,7 @@ class Finish:
         work = self._applied(module)
         rows: tuple[Row, ...] = ()
         captured = self.captured.for_route("hybrid" if made.results else made.backend)
-        own = [*captured.notes, *_own_notes(options, place)]
+        own = [*captured.notes, *_own_notes(options, place), *self._no_gain(work, made)]
         notes = [note for note in made.report.get("notes", ()) if note not in own] + own
         if not place.target and options.verify is not False:
             with self.stages("verifying"):
@@ -363,6 +363,16 @@ class Finish:
             return {}
         require(found, self.options.build.minimum_share)
         return found.to_dict()
+
+    def _no_gain(self, work: Mapping[str, Any], made: Artifact) -> list[str]:
+        """What to say of eight bits, where the plan computes in them on the GPU here."""
+        used = [name for name in ("int8", "fp8") if name in work.get("by", ())]
+        if not used or self.place.target or self.place.device.type != "cuda":
+            return []
+        from .eight_bits import no_gain
+
+        tf32 = bool(made.provenance.get("tf32"))
+        return [note for name in used if (note := no_gain(name, self.place.device, tf32)) is not None]
 
     def _measured(self, module: TRTModule) -> dict[str, Any]:
         """What the report says of a model that was cut, with the time of each segment where they can run."""

@@ -271,6 +271,14 @@ def test_an_operator_without_a_converter_is_named_with_the_users_module(function
     assert "(in decoder.1)" in str(error.value) and "getitem" not in str(error.value)
 
 
+def test_each_layer_has_the_precision_that_was_asked_for_it():
+    mapping = {"default": "fp16", "head": "fp32", nn.Conv2d: "bf16"}
+    module = ttb.build(Attention().eval(), torch.randn(2, 3, 8, 8), mapping, backend="torch_tensorrt", hybrid=False)
+    work = module.report.work
+    assert work["asked"] == {"bf16": 1.0, "fp16": 1.0, "fp32": 1.0} and work["missed"] == []
+    assert set(work["by"]) == {"bf16", "fp16", "fp32"} and work["how"].startswith("as built")
+
+
 def test_a_layer_that_tensorrt_refuses_is_named_with_its_words():
     model = Wrapped(lambda x: x * x.sum().softmax(0))
     with pytest.raises(ConversionFailed, match=r"cannot convert aten._softmax.default \(in decoder.1\)") as error:
