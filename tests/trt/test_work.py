@@ -9,7 +9,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from torchtrt_bridge.errors import PrecisionNotApplied
 from torchtrt_bridge.trt import engine_layers
+from torchtrt_bridge.trt.build import build
 from torchtrt_bridge.trt.builder import build_plan
 from torchtrt_bridge.trt.flavor import flavor
 from torchtrt_bridge.trt.request import Request
@@ -120,6 +122,32 @@ def test_the_built_engine_has_the_last_word(dequantize):
     (found,) = plan.work
     assert found.flops == 2 * 8 * 64 * 128
     assert (found.typed, found.built) == (("int8", "int8") if dequantize else ("fp32", "fp32"))
+
+
+@builds
+@pytest.mark.parametrize("groups", [1, 32], ids=["dense", "depthwise"])
+def test_an_int8_convolution_is_one_or_is_refused(groups):
+    """RTX 1.6 has no such kernel, and 1.7 has."""
+    node, width, scale = helper.make_node, 32, np.float32
+    weights = [
+        ("w", np.random.RandomState(0).randint(-127, 127, (width, width // groups, 3, 3)).astype(np.int8)),
+        ("ws", np.full(width, 0.01, scale)), ("wz", np.zeros(width, np.int8)),
+        ("xs", np.array(0.02, scale)), ("xz", np.array(0, np.int8)),
+    ]  # fmt: skip
+    nodes = [
+        node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
+        node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        node("Conv", ["xd", "wd"], ["y"], name="stem/conv", group=groups, pads=[1, 1, 1, 1]),
+    ]
+    shape = {"x": [1, width, 16, 16]}, {"y": [1, width, 16, 16]}
+    request = Request(model(nodes, *shape, weights, TensorProto.FLOAT, opset=19))
+    try:
+        (found,) = build(request, isolate=True).work
+    except PrecisionNotApplied as error:
+        assert "no int8 kernel for the convolution stem/conv" in str(error) and "nn.Conv2d: 'fp16'" in str(error)
+    else:
+        assert (found.typed, found.built) == ("int8", "int8")
 
 
 def told(name, shape, dtype):

@@ -29,12 +29,13 @@ import torch
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed, UnsupportedLayer
 from ..runtime.program import restore
 from ..trt.build import own_errors
-from ..trt.builder import add_profile, check, configure, make_builder, measured, serialize, timing_cache, why
+from ..trt.builder import add_profile, check, configure, make_builder, measured, serialize, timing_cache
 from ..trt.child import Reports
+from ..trt.diagnosis import failed
 from ..trt.flavor import Flavor, flavor
 from ..trt.log import listening
 from ..trt.progress import make_monitor
-from ..trt.request import Failure, Request
+from ..trt.request import Request
 from ..trt.work import label
 from .base import StoredProgram
 from .torch_tensorrt_settings import compilation_settings
@@ -115,7 +116,7 @@ def _built(
         with timing_cache(request, config), open(folder / "plan", "w+b") as file:
             serialized = serialize(bound, made.builder, network, config, file)
             if serialized is None:
-                raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
+                raise failed(request, bound, messages, network)
             if not isinstance(serialized, int):
                 file.write(serialized)
         work = measured(bound.trt, network, request.profile, messages)

@@ -15,13 +15,21 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import BackendUnavailable, BridgeError, BuildCrashed, BuildFailed, ConverterFailed, InvalidOption
+from ..errors import (
+    BackendUnavailable,
+    BridgeError,
+    BuildCrashed,
+    BuildFailed,
+    ConverterFailed,
+    InvalidOption,
+    PrecisionNotApplied,
+)
 from .builder import build_plan, check
 from .flavor import Flavor, Unavailable, flavor
 from .isolation import build_in_child
 from .log import logger
 from .probe import require_a_builder_that_survives
-from .request import Crashed, Failure, HandwrittenFailed, NoGpu, Plan, Progress, Refused, Request
+from .request import Crashed, Failure, HandwrittenFailed, NoGpu, NoKernel, Plan, Progress, Refused, Request
 
 #: How long an interrupted build may take to end before the caller stops waiting for it.
 _PATIENCE_S = 1.5
@@ -90,6 +98,7 @@ def own_errors() -> Iterator[None]:
         kinds: dict[type[Failure], type[BridgeError]] = {
             Refused: InvalidOption,
             NoGpu: BackendUnavailable,
+            NoKernel: PrecisionNotApplied,
             Crashed: BuildCrashed,
             HandwrittenFailed: ConverterFailed,
         }

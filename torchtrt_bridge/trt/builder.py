@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from .diagnosis import failed
 from .engine_layers import from_log
 from .flavor import Flavor, flavor
 from .log import Messages, listening, logger
@@ -78,7 +79,7 @@ def build_plan(
             if cancelled():
                 raise Cancelled
             if serialized is None:
-                raise Failure(why(request, bound, messages), messages=tuple(messages.errors))
+                raise failed(request, bound, messages, network)
             layers = collections.Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
             work = measured(trt, network, request.profile, messages)
             if isinstance(serialized, int):  # TensorRT's copies of the weights go before the plan comes into memory
@@ -293,16 +294,3 @@ def timing_cache(request: Request, config: Any) -> Iterator[None]:
     except OSError as error:  # the plan is worth more than the cache
         beside.unlink(missing_ok=True)
         logger.warning("The timing cache %s could not be written: %s.", path, error)
-
-
-def why(request: Request, bound: Flavor, messages: Messages) -> str:
-    """The summary of a failed build, with the remedy where TensorRT's messages show one."""
-    said = " ".join(messages.errors)
-    summary = f"TensorRT ({bound.name} {bound.version}) could not build an engine from the model."
-    if request.workspace is not None and "workspace" in said:
-        return f"{summary} workspace={request.workspace} bytes is too little; raise it or leave it out."
-    if "decomposable" in said:
-        return f"{summary} An attention has no kernel of its own; pass decomposable_attention=True."
-    if "nvinfer_lean" in said:
-        return f"{summary} version_compatible needs TensorRT's lean runtime: pip install tensorrt_lean."
-    return summary

@@ -135,7 +135,8 @@ class Failure(Exception):
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Failure:
-        kind = next(kind for kind in (Failure, Refused, NoGpu, HandwrittenFailed) if kind.__name__ == data["kind"])
+        kinds = (Failure, Refused, NoGpu, NoKernel, HandwrittenFailed)
+        kind = next(kind for kind in kinds if kind.__name__ == data["kind"])
         return kind(data["summary"], tuple(Problem(**p) for p in data["problems"]), tuple(data["messages"]))
 
 
@@ -149,6 +150,10 @@ class NoGpu(Failure):
 
 class HandwrittenFailed(Failure):
     """A function that adds layers by hand raised, or made what it must not."""
+
+
+class NoKernel(Failure):
+    """This TensorRT has no kernel of the precision that some layers are to have."""
 
 
 class Crashed(Failure):
