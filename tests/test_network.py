@@ -166,5 +166,5 @@ def test_layers_are_named_after_their_place(ctx):
             ctx.network.add_shape(x).name = "sizes"
     names = [ctx.network.get_layer(i).name for i in range(ctx.network.num_layers)]
     once = ["identity", "identity.1", "sizes"]
-    assert names == [f"encoder.layer.3/{scope}/{name}" for scope in ("norm", "norm.1") for name in once]
+    assert names == [f"encoder.layer.3/{scope}.{name}" for scope in ("norm", "norm.1") for name in once]
     assert ctx.place == ""

@@ -74,11 +74,11 @@ def test_the_results_are_read_from_the_forms_layers_and_those_read_the_calls_arg
     layers = parsed.layers
     for call, place in enumerate(("first/rms", "attention/attention", "last/rms")):
         result = layers[f"torchtrt_bridge.call.{call}/result.0"]
-        assert parsed.producer(result.get_input(0)).startswith(f"{place}/"), place
+        assert parsed.producer(result.get_input(0)).startswith(f"{place}."), place
     outputs = {parsed.network.get_output(i).name: parsed.network.get_output(i) for i in range(2)}
     assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {"out": (-1, 3, 8), "normal": (-1, 3, 8)}
-    assert layers["first/rms/elementwise"].get_input(0).name == "x"
-    assert "first/rms/unary" in layers and "last/rms/unary" in layers and "attention/attention/softmax" in layers
+    assert layers["first/rms.elementwise"].get_input(0).name == "x"
+    assert "first/rms.unary" in layers and "last/rms.unary" in layers and "attention/attention.softmax" in layers
     assert own_layers.seen == ["first float32[-1, 3, 8] eps 1e-06", "last float32[-1, 3, 8] eps 1e-06"]
 
 

@@ -146,7 +146,7 @@ def _plan(
 ) -> tuple[Segment, dict[str, Any], list[str], list[dict[str, Any]]]:
     """A TensorRT plan, from the newest opset that converts and builds; its provenance, notes and work."""
     from ..trt.build import build as build_plan
-    from ..trt.request import Initializer, Request
+    from ..trt.request import HandwrittenFailed, Initializer, Request
 
     settings = builder_settings(build)
     inputs, outputs = input_names(signature), output_names(signature)
@@ -173,7 +173,7 @@ def _plan(
                 )
             del model, weights
         except (ConversionFailed, BuildFailed) as error:
-            if opset == OPSETS[-1]:
+            if opset == OPSETS[-1] or isinstance(error.__cause__, HandwrittenFailed):  # which no opset mends
                 raise refusal or error from error
             refusal = error
             _log.info("opset %d did not build, trying the next: %s", opset, error)

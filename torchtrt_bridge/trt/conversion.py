@@ -179,7 +179,7 @@ class ConversionContext:
     @contextlib.contextmanager
     def scope(self, place: str, name: str) -> Iterator[None]:
         """Within, ``place`` and ``name`` are those given, and layers are named after them when the block ends:
-        ``encoder.layer.3/fused_norm/reduce``. A layer that was named by hand has that name at the end."""
+        ``encoder.layer.3/fused_norm.reduce``. A layer that was named by hand has that name at the end."""
         before, began = (self.place, self.name), self.network.num_layers
         self.place, self.name = place, name
         try:
@@ -213,4 +213,4 @@ class ConversionContext:
             unnamed = layer.name.startswith("(Unnamed Layer*")
             own = layer.type.name.lower() if unnamed else layer.name
             number = taken[own] = taken.get(own, -1) + 1
-            layer.name = f"{scope}/{own}.{number}" if number else f"{scope}/{own}"
+            layer.name = f"{scope}.{own}.{number}" if number else f"{scope}.{own}"
