@@ -28,7 +28,8 @@ from .base import Artifact, Place, Segment, Served, Support
 from .interface import builder_settings, input_names, output_names, plan_provenance, profile, unknown_dtypes
 from .onnx_forms import takes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
-from .onnx_markers import Layers, mark, place_markers
+from .onnx_layers import Layers
+from .onnx_markers import mark, place_markers
 
 _log = logging.getLogger("torchtrt_bridge")
 _ORT_DTYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()

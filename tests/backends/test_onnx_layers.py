@@ -14,7 +14,8 @@ from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends.onnx_graph import serialize, to_onnx
-from torchtrt_bridge.backends.onnx_markers import Layers, mark, place_markers
+from torchtrt_bridge.backends.onnx_layers import Layers
+from torchtrt_bridge.backends.onnx_markers import mark, place_markers
 from torchtrt_bridge.capture import capture
 from torchtrt_bridge.lowering import lower, serving
 from torchtrt_bridge.registry import converter
