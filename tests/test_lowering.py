@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import CapturedModel, capture
-from torchtrt_bridge.errors import ConverterFailed
+from torchtrt_bridge.errors import ArgumentWritten, ConverterFailed
 from torchtrt_bridge.fx_nodes import module_path
 from torchtrt_bridge.lowering import lower, serving
 from torchtrt_bridge.precision import Precision, cast_program
@@ -224,6 +224,48 @@ def test_a_form_that_gives_something_else_is_refused_by_name_and_place(form: Any
         ConverterFailed, match=f"converter of lowering_tests::norm .in norm.,.*{form.__name__}.*{message}"
     ):
         lowered(Model(), torch.randn(3, 4), dynamic_batch=(1, 3, 8))
+
+
+def writing(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x.view(-1).mul_(2)
+    return x
+
+
+def test_a_form_that_writes_to_its_argument_is_refused_by_name() -> None:
+    ttb.converter("lowering_tests::norm")(writing)
+    with pytest.raises(ArgumentWritten, match="of lowering_tests::norm .in norm.,.*writing.* writes to one of its arg"):
+        lowered(Model(), torch.randn(3, 4))
+
+
+def test_a_module_that_writes_to_its_argument_keeps_its_own_lowering() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inplace, self.outside = nn.SiLU(inplace=True), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            return self.inplace(x) + x + self.outside(x)
+
+    ttb.converter(nn.SiLU)(lambda module, x: x * torch.sigmoid(x))
+    captured = lowered(Both(), torch.randn(3, 4))
+    assert [(c.place, "writes to its argument" in c.rejected) for c in captured.conversions] == [
+        ("inplace", True),
+        ("outside", False),
+    ]
+    assert_computes(captured, torch.randn(3, 4))
+
+
+def test_calls_inside_of_torch_cond_keep_their_own_lowering() -> None:
+    class Either(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: wave(x) + 1, lambda x: x - 1, (x,)) + wave(x)
+
+    ttb.converter(wave)(lambda x, scale: torch.cos(x - torch.pi / 2) * scale)
+    captured = lowered(Either(), torch.randn(3, 4))
+    assert [c.rejected for c in captured.conversions] == [""]
+    for x in (torch.ones(3, 4), -torch.ones(3, 4)):
+        assert_computes(captured, x)
 
 
 def test_when_decides_call_by_call() -> None:

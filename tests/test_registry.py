@@ -28,6 +28,11 @@ def twice(x: Tensor) -> Tensor:
     return x + x
 
 
+@torch.library.custom_op("registry_tests::write", mutates_args=("out",))
+def write(x: Tensor, out: Tensor) -> None:
+    out.copy_(x)
+
+
 class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -89,6 +94,7 @@ def test_an_overload_and_all_of_them() -> None:
         ("aten::grid_sampel", {}, "Did you mean 'aten::grid_sampler"),
         ("aten::add.Tenser", {}, "no overload 'Tenser'.*Did you mean 'Tensor'"),
         ("twice", {}, "namespace::name"),
+        ("registry_tests::write", {}, "writes to its argument 'out'.*Convert the function"),
         (3, {}, "a target is an operator"),
         (plain, {"routes": ("onxx",)}, "there is no 'onxx'.*Did you mean 'onnx'"),
         (plain, {"routes": "onnx"}, r"give a tuple, \('onnx',\)"),

@@ -75,6 +75,10 @@ class ConverterFailed(ConversionFailed):
     another number, dtype or shape."""
 
 
+class ArgumentWritten(ConverterFailed):
+    """A converter's form writes to one of its arguments, which the rest of the model would see changed."""
+
+
 class ConverterClash(BridgeError, ValueError):
     """Two converters are registered for the same thing; the message names both places."""
 

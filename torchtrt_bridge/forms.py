@@ -21,6 +21,7 @@ from torch.utils import _pytree
 
 from .errors import BridgeError, ConverterFailed
 from .registry import Registration
+from .writes import NoWrites
 
 NAMESPACE = "torchtrt_bridge_calls"
 
@@ -88,7 +89,8 @@ class FormCall:
         if form is None:
             return tensors_of(self.run(self.original, values))
         try:
-            found = tensors_of(self.run(form, values))
+            with NoWrites(values, str(self).rstrip(",")):
+                found = tensors_of(self.run(form, values))
         except BridgeError:
             raise
         except Exception as error:

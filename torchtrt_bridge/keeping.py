@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree
 
 from . import forms
+from .errors import ArgumentWritten
 from .forms import FormCall, tensors_of
 from .python_calls import intercepted, normalized, recorded
 from .registry import Conversion, Registration, Snapshot
 from .registry.choice import accepting
+from .writes import NoWrites
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,33 +55,60 @@ class _Keeper:
         self._inside = inside  # an original that is run for its results' form: what it calls is part of it
 
     def __call__(self, original: Callable[..., Any], args: Any, kwargs: Any, module: nn.Module | None = None) -> Any:
-        if threading.get_ident() != self._thread or getattr(self._inside, "flag", False):
+        if torch.compiler.is_dynamo_compiling() or self._is_elsewhere():
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         args, kwargs = normalized(original, args, kwargs, module)
-        place = next((name for name, part in self._model.named_modules() if part is module), "")
+        call, values = recorded(original, args, kwargs, module)
+        taking = self._taking(call, values, args, kwargs)
+        if not taking:
+            return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
+        return self._keep(call, values, taking)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the call is another thread's, or part of what is kept already."""
+        return threading.get_ident() != self._thread or getattr(self._inside, "flag", False)
+
+    def _taking(self, call: FormCall, values: Sequence[Any], args: Any, kwargs: Any) -> tuple[Registration, ...]:
+        """The registrations that take the call; none where it does what an operator of a graph cannot."""
+        module = call.module
+        place = next((n for n, part in self._model.named_modules() if part is module), "") if module is not None else ""
 
         def rejected(registration: Registration, reason: str) -> None:
             self._kept.rejected.append(Conversion(registration, place, reason))
 
         taking = accepting(self._registrations, args, kwargs, module, place, rejected)
-        if not taking:
-            return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
-        return self._keep(original, args, kwargs, module, taking)
+        if taking and self._writes(call, values):  # nn.ReLU(inplace=True), for one
+            for registration in taking:
+                rejected(registration, "it writes to its argument, and an operator of a graph cannot")
+            return ()
+        return taking
 
-    def _keep(
-        self,
-        original: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
-        module: nn.Module | None,
-        taking: tuple[Registration, ...],
-    ) -> Any:
-        call, values = recorded(original, args, kwargs, module)
+    def _writes(self, call: FormCall, values: Sequence[Any]) -> bool:
+        """Whether a call writes to its arguments, as far as it can be followed. Nothing of it is recorded."""
+        with disable_proxy_modes_tracing(), _flagged(self._inside), NoWrites(values, str(call)):
+            try:
+                call.run(call.original, values)
+            except ArgumentWritten:
+                return True
+            except Exception:  # its ATen form will say what it gives
+                return False
+        return False
+
+    def _keep(self, call: FormCall, values: Sequence[Any], taking: tuple[Registration, ...]) -> Any:
         result: list[Any] = []
         operator = _operator(self._kept, values, _fake(call, taking, self._inside, result))
         self._kept.calls[str(operator)] = call, taking
         tensors = iter(operator(*values))
         return _pytree.tree_map(lambda leaf: next(tensors) if isinstance(leaf, torch.Tensor) else leaf, result[0])
+
+
+@contextlib.contextmanager
+def _flagged(inside: Any) -> Iterator[None]:
+    inside.flag = True
+    try:
+        yield
+    finally:
+        inside.flag = False
 
 
 def _fake(
@@ -88,13 +118,10 @@ def _fake(
     (torch's tables hold it: it must not hold the operator's library.)"""
 
     def fake(*values: Any) -> list[torch.Tensor]:
-        inside.flag = True
-        try:
+        with _flagged(inside):
             found = _traced(call, taking, values)
-        finally:
-            inside.flag = False
         result[:] = [found]
-        return tensors_of(found)
+        return [tensor.clone() for tensor in tensors_of(found)]  # an operator's results are tensors of its own
 
     return fake
 

@@ -33,6 +33,18 @@ class Target:
         Raises:
             InvalidOption: it is none of the kinds, or an operator that does not exist; the message has the nearest.
         """
+        found = cls._of(target)
+        for operator in found.overloads():
+            written = [a.name for a in operator._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+            if written and (found.is_overload or len(found.overloads()) == 1):
+                raise InvalidOption(
+                    f"converter({found.name!r}): it writes to its argument {written[0]!r}, and no operator of a graph"
+                    " does. Convert the function or module that calls it."
+                )
+        return found
+
+    @classmethod
+    def _of(cls, target: Any) -> Target:
         definition = getattr(target, "_opoverload", target)  # what @torch.library.custom_op returns
         if isinstance(definition, torch._ops.OpOverload):
             packet, overload = str(definition).rsplit(".", 1)
