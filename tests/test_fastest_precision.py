@@ -192,5 +192,11 @@ def test_the_cpu_has_all_of_them():
 
 def test_build_asks_before_it_builds(model):
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(InvalidOption, match="'bf16' needs a GPU of compute capability 8.0"):
+    says = "'bf16' needs a GPU of compute capability 8.0"
+    with pytest.raises(InvalidOption, match=says):
         ttb.build(model, X, "bf16", target="sm75")
+    with pytest.raises(InvalidOption, match=says):
+        ttb.explain(model, X, "bf16", target="sm75")
+    module = ttb.compile(model, X, "bf16", device="cpu", backend="onnx", source=True)
+    with pytest.raises(InvalidOption, match=says):
+        module.rebuild(target="sm75")

@@ -280,6 +280,7 @@ def ordinary_tensors() -> Iterator[None]:
 
 def make(captured: CapturedModel, place: Place, options: Options, stages: Stages, origin: Origin) -> TRTModule:
     """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
+    check_support(options.precision, place)
     finish = Finish(captured, place, options, stages, origin)
     if options.backend == "fastest":
         from .fastest import fastest
@@ -384,7 +385,7 @@ class Finish:
 
 
 def _own_notes(options: Options, place: Place) -> list[str]:
-    notes = []
+    notes = [*check_support(options.precision, place)]
     if not place.needs_plan and options.build != BuildOptions():
         notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
     if place.target:
@@ -413,7 +414,7 @@ def _quantize(
 
     with stages("quantizing"):
         precision = options.precision.bind(captured.program.graph, captured.model)
-        captured = dataclasses.replace(captured, notes=(*captured.notes, *check_support(precision, place)))
+        check_support(precision, place)
         quantized, precision = quantize(captured, precision, place, calibration, settings)
     if quantized.program is not captured.program:  # which other forms of the program are not
         quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={})

@@ -20,6 +20,7 @@ from .errors import BridgeError
 from .forms import FormCall
 from .lowering import lower, serving
 from .precision import Precision
+from .precision_support import check_support
 from .registry import Registration, converter
 from .selection import candidates
 from .tracebacks import leaves_no_memory
@@ -166,6 +167,7 @@ def explain(
         captured = lower(captured, registered)
         parsed = parsed.bind(captured.program.graph, captured.model)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
+        check_support(parsed, place)
         answers = tuple(_answer(route, captured, place) for route in candidates("auto"))
     return Explanation(str(parsed), str(place), len(_operations(captured.program)), answers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .backends.base import Place
-from .errors import InvalidOption
+from .errors import BackendUnavailable, InvalidOption
 from .precision import Precision
 
 _SINCE = {"bf16": (8, 0), "fp8": (8, 9)}
@@ -21,14 +21,17 @@ def check_support(precision: Precision, place: Place) -> tuple[str, ...]:
 
     Raises:
         InvalidOption: the TensorRT in use, or the GPU that the result is for, lacks a precision that is asked for.
-        BackendUnavailable: there is no TensorRT to ask.
     """
     wanted = [name for name in precision.names if name in _SINCE]
     if not place.needs_plan or not wanted:
         return ()
     from .trt.targets import installed
 
-    bound, capability, notes = installed(), _capability(place), []
+    try:
+        bound = installed()
+    except BackendUnavailable:
+        return ()  # which each route has to say
+    capability, notes = _capability(place), []
     for name in wanted:
         nearest = f"The nearest is '{_NEAREST[name]}'."
         if not hasattr(bound.trt.DataType, _TYPES[name]):
