@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
+from torchtrt_bridge.batch_norm import fold_batch_norm
 from torchtrt_bridge.errors import InvalidOption
 from torchtrt_bridge.fx_nodes import operator_name
 from torchtrt_bridge.operator_classes import LOW, NORMALIZATIONS, NOT_IN_BFLOAT16
-from torchtrt_bridge.precision import CastResult, Precision, cast_program, fold_batch_norm
+from torchtrt_bridge.precision import CastResult, Precision, cast_program
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}  # relative L2 error against eager float32
 LOWS = ("fp16", "bf16")

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from .backends.interface import PLAN_DTYPES
 from .edge_rows import NotByRow, pad
 from .partition import is_number, reads_data, tensors_of
-from .precision import rebuild
+from .program_graph import rebuild
 
 aten = torch.ops.aten
 

@@ -24,7 +24,7 @@ from .errors import BridgeError, ConverterFailed
 from .export_lock import export_lock
 from .forms import FormCall, Slot, arguments_of, call_of
 from .fx_nodes import module_path
-from .precision import rebuild
+from .program_graph import rebuild
 from .registry import Conversion, Registration, Snapshot
 from .registry.choice import accepting
 

@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree
 
 from .partition import has_size, is_number, reads_data, tensors_of
-from .precision import rebuild
+from .program_graph import rebuild
 
 
 def subprogram(

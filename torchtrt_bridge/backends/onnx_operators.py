@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ..converters import form_of
 from ..inlining import replace
-from ..precision import rebuild
+from ..program_graph import rebuild
 from .onnx_losses import DECOMPOSITIONS as LOSSES
 
 aten = torch.ops.aten

@@ -15,11 +15,12 @@ from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree
 
+from ..batch_norm import fold_batch_norm
 from ..capture import CapturedModel
 from ..fx_nodes import module_path, operator_name
 from ..operator_classes import VIEWS
 from ..partition import Graph
-from ..precision import fold_batch_norm, rebuild
+from ..program_graph import rebuild
 from ..signature import TensorSpec
 from ..sizes import Sizes
 
