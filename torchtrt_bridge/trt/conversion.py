@@ -191,7 +191,7 @@ class ConversionContext:
     def _constant_layer(self, tensor: Any) -> Any:
         for index in range(self.network.num_layers):
             layer = self.network.get_layer(index)
-            if layer.type == self.trt.LayerType.CONSTANT and layer.get_output(0) == tensor:
+            if layer.type == self.trt.LayerType.CONSTANT and layer.get_output(0).name == tensor.name:
                 layer.__class__ = self.trt.IConstantLayer  # the bindings hand out a plain ILayer
                 return layer
         return None
