@@ -26,9 +26,21 @@ def constants_of(program: ExportedProgram) -> dict[str, tuple[InputSpec, torch.T
     return found
 
 
-def rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> ExportedProgram:
-    """A program like ``program`` with another graph, and with ``tensors``, by placeholder, in place of its own."""
+def rebuild(
+    program: ExportedProgram,
+    graph: Graph,
+    tensors: Mapping[str, torch.Tensor],
+    inputs: list[InputSpec] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> ExportedProgram:
+    """A program like ``program`` with another graph, and with ``tensors``, by placeholder, in place of its own.
+
+    ``inputs`` says what the placeholders are where they are others than those of ``program``; the parameters among them
+    that it does not have are ``state``, by name.
+    """
     signature = copy.deepcopy(program.graph_signature)
+    if inputs is not None:
+        signature.input_specs = inputs
     results = graph.find_nodes(op="output")[0].args[0]
     signature.output_specs = [
         dataclasses.replace(spec, arg=dataclasses.replace(spec.arg, name=result.name))
@@ -36,7 +48,10 @@ def rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch.
         else spec
         for spec, result in zip(signature.output_specs, results)
     ]
-    state, constants = dict(program.state_dict), dict(program.constants)
+    held, constants = {**program.state_dict, **(state or {})}, dict(program.constants)
+    if inputs is not None:
+        used = {spec.target for spec in inputs}
+        held = {name: tensor for name, tensor in held.items() if name in used}
     for spec in signature.input_specs:
         tensor = tensors.get(getattr(spec.arg, "name", ""))
         if tensor is None:
@@ -44,17 +59,17 @@ def rebuild(program: ExportedProgram, graph: Graph, tensors: Mapping[str, torch.
         assert spec.target is not None
         if spec.kind == InputKind.PARAMETER:
             tensor = torch.nn.Parameter(tensor, requires_grad=False)
-        (state if spec.target in state else constants)[spec.target] = tensor
+        (held if spec.target in held else constants)[spec.target] = tensor
     # the subgraphs of higher-order operators belong to one program each: later passes edit them in place
-    held = {n.target: copy.deepcopy(operator.attrgetter(n.target)(program.graph_module)) for n in graph.nodes
-            if n.op == "get_attr"}  # fmt: skip
-    module = torch.fx.GraphModule(held, graph)
+    subgraphs = {n.target: copy.deepcopy(operator.attrgetter(n.target)(program.graph_module)) for n in graph.nodes
+                 if n.op == "get_attr"}  # fmt: skip
+    module = torch.fx.GraphModule(subgraphs, graph)
     module.meta.update(program.graph_module.meta)
     return ExportedProgram(
         root=module,
         graph=graph,
         graph_signature=signature,
-        state_dict=state,
+        state_dict=held,
         range_constraints=dict(program.range_constraints),
         module_call_graph=[
             dataclasses.replace(entry, signature=copy.copy(entry.signature)) for entry in program.module_call_graph
