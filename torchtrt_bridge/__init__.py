@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .loading import load
     from .network import from_network
     from .precision import Precision
+    from .quantization.calibrating import calibrate
+    from .quantization.calibration import Calibration
     from .quantization.settings import Quantization
     from .registry import Call, Converter, Registration, converter
     from .report import Report
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Benchmark",
     "BuildOptions",
+    "Calibration",
     "Call",
     "Comparison",
     "Converter",
@@ -62,6 +65,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "build",
+    "calibrate",
     "check_converter",
     "compare",
     "compile",
@@ -80,6 +84,7 @@ __all__ = [
 
 _LAZY = {
     "Benchmark": "tools.benchmark",
+    "Calibration": "quantization.calibration",
     "Call": "registry",
     "Comparison": "tools.comparison",
     "Converter": "registry",
@@ -95,6 +100,7 @@ _LAZY = {
     "TunedPrecision": "tools.tuned",
     "benchmark": "tools.benchmark",
     "build": "compiler",
+    "calibrate": "quantization.calibrating",
     "check_converter": "tools.check_converter",
     "compare": "tools.compare",
     "compile": "compiler",

@@ -31,6 +31,7 @@ from .fx_nodes import (
     tensor_nodes,
 )
 from .operator_classes import LOW, runs_fp32
+from .quantization.graph import is_dequantize, is_quantize, set_result_dtype
 
 aten = torch.ops.aten
 
@@ -116,6 +117,8 @@ class Caster:
         call = call_of(target)
         if call is not None and call.registration is not None:
             return self._converted(node, call.registration.precision)
+        if is_quantize(node) or is_dequantize(node):
+            return self._quantization(node)
         # view.dtype reads the bits of its input, so they must stay what they are
         if getattr(target, "namespace", "") != "aten" or target is aten.view.dtype:
             self._note(f"{target} in {module_path(node) or 'the model'} runs in the precision of the model")
@@ -186,6 +189,16 @@ class Caster:
         new = self._emit(node, torch.fx.map_arg(node.args, argument), {}, dtype)
         if floats and dtype == torch.float32 != low:
             self.kept.setdefault(operator_name(node), []).append(module_path(node))
+        return new
+
+    def _quantization(self, node: Node) -> Node:
+        """A tensor is quantized from whatever dtype it has, and dequantized to the low one; scales stay float32."""
+        new = self._copy(node)
+        if is_dequantize(node):
+            low = self._low_of(node)
+            set_result_dtype(new, low)
+            new.meta["val"] = retyped(node.meta["val"], low)
+            new.meta.pop("tensor_meta", None)
         return new
 
     def _as_captured(self, node: Node) -> Node:

@@ -52,6 +52,7 @@ def compile(
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
     calibration: Any = None,
+    calibration_input: Any = None,
     quantize: Quantization | None = None,
     max_error: float | None = None,
     metric: Callable[[nn.Module], float] | None = None,
@@ -84,7 +85,10 @@ def compile(
         dynamic_shapes: ``{input name: {axis: Dim(min, opt, max)}}``; nested inputs by dotted names or nested alike.
         dynamic_batch: ``(min, opt, max)``, the short form for axis 0 of every input with the first one's batch size.
         calibration: for int8 and fp8, data that shows the ranges of the model's activations: a DataLoader, another
-            iterable or a dataset of what the model is called with.
+            iterable or a dataset of what the model is called with (some hundred examples), or the
+            :class:`Calibration` that :func:`calibrate` made of such data.
+        calibration_input: picks what the model is called with from a batch that holds more (labels): a function, or the
+            index or key of it.
         quantize: settings of int8 and fp8.
         max_error: for ``precision="fastest"``: the largest relative L2 error against the eager model.
         metric, metric_target: for ``precision="fastest"`` instead: a function of a module that is called as the model
@@ -131,11 +135,11 @@ def compile(
         if criterion is not None:
 
             def made(chosen: Options) -> TRTModule:
-                quantized, chosen = _quantize(captured, chosen, place, calibration, quantize, stages)
+                quantized, chosen = _quantize(captured, chosen, place, calibration, calibration_input, quantize, stages)
                 return make(quantized, place, chosen, stages, origin)
 
             return fastest_precision(made, options, criterion, captured, place)
-        captured, options = _quantize(captured, options, place, calibration, quantize, stages)
+        captured, options = _quantize(captured, options, place, calibration, calibration_input, quantize, stages)
         return make(captured, place, options, stages, origin)
 
 
@@ -150,6 +154,7 @@ def build(
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
     calibration: Any = None,
+    calibration_input: Any = None,
     quantize: Quantization | None = None,
     build: BuildOptions | None = None,
     hybrid: bool | str = "auto",
@@ -181,7 +186,7 @@ def build(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(torch.device("cpu"), target or "portable")
-        captured, options = _quantize(captured, options, place, calibration, quantize, stages)
+        captured, options = _quantize(captured, options, place, calibration, calibration_input, quantize, stages)
         return make(captured, place, options, stages, Origin.of(model, attributes))
 
 
@@ -407,7 +412,13 @@ def _capture(
 
 
 def _quantize(
-    captured: CapturedModel, options: Options, place: Place, calibration: Any, settings: Any, stages: Stages
+    captured: CapturedModel,
+    options: Options,
+    place: Place,
+    calibration: Any,
+    select: Any,
+    settings: Any,
+    stages: Stages,
 ) -> tuple[CapturedModel, Options]:
     """The captured model with its quantization written into its program, and the options with what that decided."""
     from .quantization.stage import quantize
@@ -415,7 +426,7 @@ def _quantize(
     with stages("quantizing"):
         precision = options.precision.bind(captured.program.graph, captured.model)
         check_support(precision, place)
-        quantized, precision = quantize(captured, precision, place, calibration, settings)
+        quantized, precision = quantize(captured, precision, place, calibration, select, settings)
     if quantized.program is not captured.program:  # which other forms of the program are not
         quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={})
     return quantized, dataclasses.replace(options, precision=precision)

@@ -42,6 +42,10 @@ class FixedArgumentChanged(InvalidInput):
     """An argument that the capture fixed (a flag, None, a number) has another value in this call."""
 
 
+class CalibrationMismatch(InvalidInput):
+    """A calibration is for another model than the one that is compiled."""
+
+
 class CaptureFailed(BridgeError):
     """torch.export could not capture the model."""
 

@@ -52,7 +52,8 @@ def retyped(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    """Whether ``value`` is a tensor of numbers to compute with: float8 ones are quantized."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize > 1
 
 
 def tensor_nodes(node: Node) -> list[Node]:

@@ -119,6 +119,11 @@ def narrowest(captured: CapturedModel, precision: Precision) -> str:
 
 def _advice(precision: Precision, rows: Sequence[Row]) -> str:
     accept = "pass verify=torchtrt_bridge.Tolerance(...) if this error is acceptable."
+    if precision.quantized:
+        return (
+            "What lies beyond the ranges of the calibration data is clipped: give example inputs that are like that"
+            f" data. Or give more of it, a higher precision to some layers, or {accept}"
+        )
     if precision.narrowest != "fp32":
         return f"Use a higher precision, or {accept}"
     if all(row.passed or row.relative_l2 < TF32.relative_l2 for row in rows):

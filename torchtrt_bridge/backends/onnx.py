@@ -22,6 +22,7 @@ from ..layer_forms import makes_layers, refusal, summary, unserved
 from ..lowering import serving
 from ..options import BuildOptions
 from ..precision import CastResult, Precision, cast_program
+from ..quantization.graph import is_quantized
 from ..signature import Signature
 from ..trt.targets import installed
 from .base import Artifact, Place, Segment, Served, Support
@@ -30,6 +31,7 @@ from .onnx_forms import takes
 from .onnx_graph import OPSETS, serialize, to_bytes, to_onnx, without_weights
 from .onnx_layers import Layers
 from .onnx_markers import mark, place_markers
+from .onnx_quantization import with_unsigned_activations
 
 _log = logging.getLogger("torchtrt_bridge")
 _ORT_DTYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()
@@ -94,15 +96,17 @@ class OnnxBackend:
 
     def _program(self, captured: CapturedModel, precision: Precision, place: Place) -> ExportedProgram:
         """The program to convert; plain where PyTorch is to run it."""
-        if not place.needs_plan and _lack(captured.signature, precision) is not None:
+        if not place.needs_plan and _lack(captured.program, captured.signature, precision) is not None:
             return captured.program
         return serving(captured, lambda call: self.served(call, place).form is not None)
 
 
-def _lack(signature: Signature, precision: Precision) -> str | None:
+def _lack(program: ExportedProgram, signature: Signature, precision: Precision) -> str | None:
     """What ONNX Runtime's CPU kernels lack of what is wanted; None where they have it."""
     unknown = sorted({spec.dtype for spec in (*signature.inputs, *signature.outputs)} - set(_ORT_DTYPES))
     low = sorted(str(dtype).removeprefix("torch.") for dtype in precision.dtypes - {torch.float32})
+    if is_quantized(program, torch.float8_e4m3fn):
+        low.append("float8")  # ONNX Runtime 1.32 computes something else once it has fused the operators around it
     if unknown:
         return f"take {unknown[0]} tensors"
     return f"compute in {' or '.join(low)}" if low else None
@@ -110,22 +114,23 @@ def _lack(signature: Signature, precision: Precision) -> str | None:
 
 def _for_cpu(cast: CastResult, signature: Signature, precision: Precision) -> tuple[Segment, dict[str, Any], list[str]]:
     inputs, outputs = tuple(input_names(signature)), tuple(output_names(signature))
-    lack = _lack(signature, precision)
+    lack = _lack(cast.program, signature, precision)
     if lack is not None:
         from ..runtime.program import store
 
-        program = store(cast.program).owned()
+        stored = store(cast.program).owned()
         note = f"ONNX Runtime's CPU kernels do not {lack}; PyTorch runs the cast program"
-        return Segment("torch", inputs, outputs, program=program), {}, [note]
+        return Segment("torch", inputs, outputs, program=stored), {}, [note]
     import onnxruntime
 
     from ..runtime.cpu import OnnxExecution
 
+    program = with_unsigned_activations(cast.program) if is_quantized(cast.program) else cast.program
     refusal: ConversionFailed | None = None
     for opset in OPSETS:
         try:
             data = torch.frombuffer(
-                bytearray(to_bytes(to_onnx(cast.program, list(inputs), list(outputs), opset))), dtype=torch.uint8
+                bytearray(to_bytes(to_onnx(program, list(inputs), list(outputs), opset))), dtype=torch.uint8
             )
             OnnxExecution(data, inputs, outputs)  # an operator without a CPU kernel is refused here
         except ConversionFailed as error:
@@ -202,5 +207,6 @@ def _memory(tensor: Any) -> tuple[int, int, Any]:
     if isinstance(raw, torch.Tensor):
         raw = raw.detach().cpu().contiguous()
         return raw.data_ptr(), raw.nbytes, raw
-    array = np.ascontiguousarray(tensor.numpy())
+    packed = tensor.dtype.bitwidth < 8  # several numbers in a byte
+    array = np.frombuffer(tensor.tobytes(), np.uint8) if packed else np.ascontiguousarray(tensor.numpy())
     return array.ctypes.data, array.nbytes, array

@@ -25,6 +25,7 @@ from ..errors import BackendUnavailable, BridgeError, ConversionFailed
 from ..export_lock import export_lock
 from .onnx_forms import translations
 from .onnx_operators import exportable
+from .onnx_quantization import pack_int4, quantized_translations
 from .onnx_results import settle_results
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
         raise BackendUnavailable(f"The ONNX route needs onnxscript ({error}); pip install onnxscript.") from None
     try:
         with export_lock, torch.no_grad(), quiet():
+            program = exportable(program)
             exported = torch.onnx.export(
-                exportable(program),
+                program,
                 (),
                 dynamo=True,
                 opset_version=opset,
@@ -59,7 +61,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
                 output_names=outputs,
                 optimize=True,
                 verbose=False,
-                custom_translation_table=translations(program),
+                custom_translation_table={**translations(program), **quantized_translations(program, opset)},
             )
     except Exception as error:
         own = next((e for e in _chain(error) if isinstance(e, BridgeError)), None)
@@ -70,6 +72,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     model = exported.model
     model.doc_string = None
     settle_results(model, program)
+    pack_int4(model)
     _name_nodes(model)
     annotated: list[Any] = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
     for item in annotated:

@@ -17,9 +17,17 @@ DEQUANTIZE = frozenset({
 })  # fmt: skip
 
 
-def is_quantized(program: ExportedProgram) -> bool:
-    """Whether some tensor of ``program`` is quantized, its weights among them."""
-    return any(is_dequantize(node) for node in program.graph.nodes)
+def is_quantized(program: ExportedProgram, dtype: torch.dtype | None = None) -> bool:
+    """Whether some tensor of ``program`` is quantized (to ``dtype``), its weights among them."""
+    return any(is_dequantize(node) and dtype in (None, *node.args) for node in program.graph.nodes)
+
+
+def set_result_dtype(node: Node, dtype: torch.dtype) -> None:
+    """Let a dequantization give ``dtype``; what its meta says is the caller's matter."""
+    if node.target is _ops.dequantize_per_channel_group.default:
+        node.args = (*node.args[:7], dtype)
+    else:
+        node.kwargs = {**node.kwargs, "out_dtype": dtype}
 
 
 def is_quantize(node: Node) -> bool:

@@ -20,9 +20,12 @@ class Quantization:
             ``"entropy"`` (the smallest Kullback-Leibler divergence, as TensorRT's calibrator did), ``"percentile"``
             or ``"max"`` (everything that was seen).
         percentile: of the values' magnitudes that are inside the range, for ``method="percentile"``: above 50, to 100.
+        smooth: 0 to 1: how much of the outliers of a linear layer's input goes into its weight (SmoothQuant); its range
+            is then the largest value that is left. 0 leaves them where they are. int8 alone: fp8 has room for outliers.
         other: the precision of what is not quantized: ``"fp32"``, ``"fp16"`` or ``"bf16"``. None: fp16 in TensorRT
             plans, fp32 on the CPU.
-        attention: quantize the matrix products inside attentions too.
+        attention: quantize the matrix products inside attentions too. They are spelled out for that, which costs more
+            than it saves where the runtime has one kernel for a whole attention in 16 bits.
         last_layer: quantize the layers that make the model's results too.
         weight_only: ``"int8"``, ``"int4"`` or ``"fp8"``: only the weights of linear layers are quantized, and
             ``precision=`` is what is computed in. Needs no data.
@@ -35,8 +38,9 @@ class Quantization:
 
     method: str = "mse"
     percentile: float = 99.99
+    smooth: float = 0.8
     other: str | None = None
-    attention: bool = True
+    attention: bool = False
     last_layer: bool = False
     weight_only: str | None = None
     group: int = 128
@@ -53,6 +57,8 @@ class Quantization:
                 raise InvalidOption(f"Quantization({name}={value!r}): there is {', '.join(map(repr, known))}.{hint}")
         if not 50 < self.percentile <= 100:
             raise InvalidOption(f"Quantization(percentile={self.percentile!r}): give a number above 50, to 100.")
+        if not 0 <= self.smooth <= 1:
+            raise InvalidOption(f"Quantization(smooth={self.smooth!r}): give a number from 0 to 1.")
         if self.group < 1 or self.group & (self.group - 1):
             raise InvalidOption(f"Quantization(group={self.group!r}): give a power of two, such as 64 or 128.")
         if self.batches is not None and self.batches < 1:

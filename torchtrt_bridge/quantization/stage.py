@@ -2,36 +2,162 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import torch
+from torch.fx import Node
+
 from ..backends.base import Place
+from ..batch_norm import fold_batch_norm
 from ..capture import CapturedModel
 from ..errors import InvalidOption
+from ..fx_nodes import operator_name
 from ..precision import Precision
+from .calibrating import constant_in, digest, observe, quantizable
+from .calibration import Calibration
+from .formats import FORMATS, Format
 from .graph import is_quantized
+from .naming import tensor_names
+from .placement import Placement, placements
 from .settings import Quantization
+from .smoothing import smoothing
+from .writing import Writer, tensor_of
 
 
 def quantize(
-    captured: CapturedModel, precision: Precision, place: Place, calibration: Any, settings: Quantization | None
+    captured: CapturedModel,
+    precision: Precision,
+    place: Place,
+    calibration: Any = None,
+    select: Any = None,
+    settings: Quantization | None = None,
 ) -> tuple[CapturedModel, Precision]:
     """``captured`` as ``precision`` needs it: with Q/DQ in its program, or as it is, where it holds them already; and
     the precision with what is not quantized decided.
 
+    Args:
+        calibration: a :class:`Calibration`, or the data for one.
+        select: see :func:`.calibrating.calibrate`.
+
     Raises:
-        InvalidOption: int8 or fp8 without data to calibrate with; settings where nothing is quantized.
+        InvalidOption: int8 or fp8 without data to calibrate with, or with nothing to quantize; settings where nothing
+            is quantized.
+        InvalidInput, CalibrationMismatch: the data, or the calibration, is not for this model.
     """
     if settings is not None and not isinstance(settings, Quantization):
         raise InvalidOption(f"quantize={settings!r}: give torchtrt_bridge.Quantization(...).")
-    precision = precision.at(place.needs_plan, settings.other if settings is not None else None)
+    if settings is not None or calibration is not None:
+        _refuse_unused(precision, calibration, settings)
+    settings = settings or Quantization()
+    precision = precision.at(place.needs_plan, settings.other)
+    if settings.weight_only is not None:
+        return _weights_written(captured, settings), precision
     if not precision.quantized:
-        for name, value in (("calibration", calibration), ("quantize", settings)):
-            if value is not None:
-                raise InvalidOption(f"{name}= is for precision='int8' and 'fp8', and this is {precision.name!r}.")
-    if not precision.quantized or is_quantized(captured.program):
         return captured, precision
-    raise InvalidOption(
-        f"precision={precision.name!r} needs the ranges of the model's activations, which only data shows. Give"
-        " calibration=, a DataLoader or another iterable of what the model is called with (some hundred examples), or a"
-        " Calibration that was saved. A model that is quantized already needs none."
+    if is_quantized(captured.program):
+        return captured, precision
+    if calibration is None:
+        raise InvalidOption(
+            f"precision={precision.name!r} needs the ranges of the model's activations, which only data shows. Give"
+            " calibration=, a DataLoader or another iterable of what the model is called with (some hundred examples),"
+            " or a Calibration that was saved. A model that is quantized already needs none."
+        )
+    if isinstance(calibration, Calibration):
+        calibration.check(digest(captured.program))
+    else:
+        calibration = observe(captured, calibration, select, settings.batches)
+    return _written(captured, precision, calibration, settings), precision
+
+
+def _refuse_unused(precision: Precision, calibration: Any, settings: Quantization | None) -> None:
+    """Raise where data or settings are given that nothing would heed."""
+    given = "calibration" if calibration is not None else "quantize"
+    weights = settings is not None and settings.weight_only is not None
+    if weights and (precision.quantized or calibration is not None):
+        given = "calibration=" if calibration is not None else f"precision={precision.narrowest!r}"
+        raise InvalidOption(
+            f"Quantization(weight_only=...) leaves the activations alone, and {given} is about them. Give"
+            " precision='fp16' and no data, or leave weight_only out."
+        )
+    if not weights and not precision.quantized:
+        raise InvalidOption(
+            f"{given}= is for precision='int8' and 'fp8', and for quantize=Quantization(weight_only=...); this is"
+            f" {precision.name!r}."
+        )
+
+
+def _written(
+    captured: CapturedModel, precision: Precision, calibration: Calibration, settings: Quantization
+) -> CapturedModel:
+    """``captured`` with the pairs that ``settings`` place, by the ranges of ``calibration``."""
+    spelled = quantizable(captured.program)
+    names = {node.name: name for node, name in tensor_names(spelled.graph, constant_in(spelled)).items()}
+    program = spelled if settings.attention else fold_batch_norm(captured.program)
+    chosen = placements(
+        program.graph,
+        constant_in(program),
+        attention=settings.attention,
+        last_layer=settings.last_layer,
+        wanted=lambda node: precision.of(node) in FORMATS,
+    )
+    if not chosen:
+        raise InvalidOption(
+            f"Nothing in the model is quantized to {precision.narrowest}: it has no convolution or linear layer besides"
+            " those that make its results, which are only with quantize=Quantization(last_layer=True)."
+        )
+    weights = {p.weight.name: tensor_of(program, p.weight.name) for p in chosen if p.weight is not None}
+    divisors: dict[Node, torch.Tensor] = {}
+    if settings.smooth:
+        uneven = {tensor for place in chosen if precision.of(place.node) != "int8" for tensor in place.activations}
+        divisors = smoothing(chosen, calibration, names, weights, settings.smooth)
+        divisors = {tensor: divisor for tensor, divisor in divisors.items() if tensor not in uneven}
+    amax: dict[tuple[Node, Format], float] = {}
+    for place, form in ((place, FORMATS[precision.of(place.node)]) for place in chosen):
+        for tensor in place.activations:
+            name = names[tensor.name]
+            if tensor in divisors:
+                channels = calibration.histograms[name].channels
+                assert channels is not None
+                amax[tensor, form] = (channels / divisors[tensor].cpu()).max().item()
+            elif (tensor, form) not in amax:
+                amax[tensor, form] = calibration.range(name, form, settings, tensor.name)
+    writer = Writer(program)
+    for place in chosen:
+        writer.quantize(place, FORMATS[precision.of(place.node)], amax, divisors)
+    return dataclasses.replace(captured, program=writer.finish())
+
+
+def _weights_written(captured: CapturedModel, settings: Quantization) -> CapturedModel:
+    """``captured`` with the weights of its linear layers stored in ``settings.weight_only``.
+
+    Raises:
+        InvalidOption: there is no linear layer, or none whose rows are whole groups.
+    """
+    assert settings.weight_only is not None
+    program = fold_batch_norm(captured.program)
+    group = settings.group if settings.weight_only == "int4" else None
+    chosen = [
+        place
+        for place in placements(program.graph, constant_in(program), last_layer=True)
+        if place.weight is not None and _takes_weights_only(place, group)
+    ]
+    if not chosen:
+        rows = f" with rows of whole groups of {group} weights" if group else ""
+        raise InvalidOption(
+            f"quantize=Quantization(weight_only={settings.weight_only!r}): the model has no linear layer{rows}."
+        )
+    writer = Writer(program)
+    for place in chosen:
+        writer.quantize_weight(place, FORMATS[settings.weight_only], group)
+    return dataclasses.replace(captured, program=writer.finish())
+
+
+def _takes_weights_only(place: Placement, group: int | None) -> bool:
+    """Whether it is a linear layer, which multiplies by rows, in groups where asked for."""
+    weight = place.weight
+    return (
+        operator_name(place.node) == "linear"
+        and weight is not None
+        and (group is None or weight.meta["val"].shape[1] % group == 0)
     )

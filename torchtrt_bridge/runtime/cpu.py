@@ -60,9 +60,12 @@ class OnnxExecution:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its warnings are about its own optimizer; errors come as exceptions
         options.intra_op_num_threads = torch.get_num_threads()
+        content = model.numpy().tobytes()
+        # it would make a float32 Gemm of a quantized product and its bias
+        unwanted = ["MatMulAddFusion"] if b"DequantizeLinear" in content else []
         try:
             self._session = onnxruntime.InferenceSession(
-                model.numpy().tobytes(), options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
             )
         except Exception as error:
             raise ConversionFailed(f"ONNX Runtime cannot run the model: {error}") from error
