@@ -51,6 +51,17 @@ class Stream(nn.Module):
         return self.head(self.outer(h + self.second(self.inner(h))))
 
 
+class Uneven(nn.Sequential):
+    """Three layers that int8 rounds more or less; the last stays as it is."""
+
+    def __init__(self) -> None:
+        layers = nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()
+        super().__init__(*layers, nn.Linear(16, 4))
+        with torch.no_grad():
+            self[0].weight[0] *= 200
+            self[2].weight[:, 0] *= 300
+
+
 def made(kind: type[nn.Module]) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = kind().eval()
@@ -59,7 +70,7 @@ def made(kind: type[nn.Module]) -> tuple[nn.Module, torch.Tensor]:
 
 def fewest_by_trying_all(captured: CapturedModel, target_error: float) -> int:
     """The size of the smallest set of layers that meets the target."""
-    candidates = Candidates(captured, "fp16", "fp32")
+    candidates = Candidates(captured, "fp16", "fp32", lambda precision: (captured, precision))
     expected = captured.eager(captured.inputs)
     for count in range(len(candidates.layers) + 1):
         for raised in itertools.combinations(candidates.layers, count):

@@ -95,6 +95,18 @@ def test_what_a_file_holds_is_compared_not_what_the_model_would_become(chain, tm
     )
 
 
+def test_a_quantized_module_is_compared_in_its_own_graph():
+    pytest.importorskip("torchao")
+    model, x = (
+        nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4)).eval(),
+        torch.randn(64, 16),
+    )
+    compiled = ttb.compile(perturbed(model, "2"), x, "int8", calibration=[x], verify=False)
+    found = ttb.compare(model, compiled, x)
+    assert found.runtime == "onnxruntime" and [layer.place for layer in found.layers] == ["0", "1", "2", "3"]
+    assert 1e-3 < found.layers[0].own_error < found.layers[2].own_error and found.worst.place == "2"
+
+
 def test_a_module_in_parts_is_built_again_from_the_program_that_it_keeps():
     model, x = Twisted().eval(), torch.randn(3, 8)
     other = perturbed(model, "head.0")

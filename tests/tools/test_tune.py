@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from comparing import nothing_changes
-from overflowing import Between, Stream, fewest_by_trying_all, made
+from overflowing import Between, Stream, Uneven, fewest_by_trying_all, made
 from torch import nn
 
 import torchtrt_bridge as ttb
@@ -137,9 +137,23 @@ def test_the_search_is_minimal_and_short():
     assert first_that_meets(frozenset(), ["a", "b"], lambda raised: False) is None
 
 
+def test_layers_that_int8_rounds_too_much_stay_in_16_bits():
+    pytest.importorskip("torchao")
+    model, x = made(Uneven)
+    data = [torch.randn(64, 16)]
+    with pytest.raises(InvalidOption, match="needs calibration="):
+        ttb.tune_precision(model, x, target_error=3e-2, low="int8")
+    found = ttb.tune_precision(model, x, target_error=3e-2, low="int8", calibration=data)
+    assert found.high == "fp16" and found.low_score > 3e-2 >= found.score and found.layers == ("0", "2", "4")
+    assert 0 < len(found.raised) < 3 and found.precision["default"] == "int8"
+    fast = ttb.compile(model, x, found.precision, calibration=data)
+    assert (fast(x) - model(x)).norm() <= 3e-2 * model(x).norm()
+
+
 def test_a_mapping_raises_the_layers_that_it_is_for_and_no_others():
     model, x = made(Between)
-    candidates = Candidates(capture(model, x), "fp16", "fp32")
+    captured = capture(model, x)
+    candidates = Candidates(captured, "fp16", "fp32", lambda precision: (captured, precision))
     assert candidates.layers == ("0.up", "0", "0.down", "1.up", "1", "1.down", "2")
     assert candidates.mapping([]) == {"default": "fp16"}
     assert candidates.mapping(["1"]) == {"default": "fp16", "1.up": "fp16", "1": "fp32", "1.down": "fp16"}

@@ -7,7 +7,7 @@ with its casts shows what a precision costs, and nothing has to be built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..capture import CapturedModel, reproducible
 from ..fx_nodes import is_float, module_path, operator_name
 from ..operator_classes import VIEWS
 from ..precision import Precision, cast_program
+from ..quantization.graph import is_dequantize, is_quantize
 from ..runtime.checking import InputCheck
 from ..runtime.cpu import CheckedExecution
 from ..runtime.program import run_callable
@@ -26,6 +27,10 @@ from ..verify import Tolerance, compare
 from .replay import Eager, errors_of
 
 _NO_LIMIT = Tolerance(math.inf, math.inf, math.inf)
+
+
+Quantize = Callable[[Precision], tuple[CapturedModel, Precision]]
+"""The captured model as a precision wants it, quantized where that is int8 or fp8, and the precision, complete."""
 
 
 class Candidates:
@@ -36,16 +41,18 @@ class Candidates:
             ``""`` is the model itself; a module counts without the modules in it.
     """
 
-    def __init__(self, captured: CapturedModel, low: str, high: str):
-        self._captured, self._low, self._high = captured, low, high
+    def __init__(self, captured: CapturedModel, low: str, high: str, quantize: Quantize):
+        self._captured, self._low, self._high, self._quantize = captured, low, high, quantize
         self._folded = fold_batch_norm(captured.program)
         lowest = Precision.parse(low)
-        self._lowest = cast_program(self._folded, lowest).program
-        self.layers = _low_layers(self._lowest, lowest.dtype)
+        self._lowest = self._program(lowest)
+        self.layers = _quantized_layers(self._lowest) if lowest.quantized else _low_layers(self._lowest, lowest.dtype)
 
     def mapping(self, raised: Iterable[str]) -> dict[str, str]:
         """The ``precision=`` in which the layers ``raised`` are high, and all others low."""
         raised = set(raised)
+        if raised.issuperset(self.layers):
+            return {"default": self._high if raised else self._low}
         found = {"default": self._high if "" in raised else self._low}
         for layer in sorted(filter(None, self.layers), key=lambda path: path.count(".")):
             wanted = self._high if layer in raised else self._low
@@ -55,8 +62,7 @@ class Candidates:
 
     def module(self, raised: Iterable[str]) -> Candidate:
         """The candidate as a module that is called as the model is, on the model's device."""
-        precision = Precision.parse(self.mapping(raised))
-        return Candidate(self._captured, cast_program(self._folded, precision).program)
+        return Candidate(self._captured, self._program(Precision.parse(self.mapping(raised))))
 
     def alone(self, inputs: Sequence[torch.Tensor]) -> dict[str, float]:
         """The largest error that each layer makes by itself where it is low and all that it reads is eager's own:
@@ -69,6 +75,11 @@ class Candidates:
             alone = _Alone(low.graph, eager.tensors)
             alone.run(*low.arguments(inputs), enable_io_processing=False)
         return {layer: alone.errors.get(layer, 0.0) for layer in self.layers}
+
+    def _program(self, precision: Precision) -> ExportedProgram:
+        captured, precision = self._quantize(precision)
+        program = self._folded if captured is self._captured else captured.program
+        return cast_program(program, precision).program
 
 
 def error_against(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:
@@ -127,6 +138,19 @@ def _low_layers(program: ExportedProgram, low: torch.dtype) -> tuple[str, ...]:
             if operator_name(node) not in VIEWS and operator_name(node) != "_to_copy":
                 found[module_path(node)] = None
     return tuple(found)
+
+
+def _quantized_layers(program: ExportedProgram) -> tuple[str, ...]:
+    """The modules with an operator of their own that takes quantized numbers."""
+    readers = (n for n in program.graph.nodes if any(map(_dequantizes, n.all_input_nodes)) and not is_quantize(n))
+    return tuple(dict.fromkeys(map(module_path, readers)))
+
+
+def _dequantizes(node: torch.fx.Node) -> bool:
+    """Whether ``node`` dequantizes, or casts what does."""
+    while operator_name(node) == "_to_copy":
+        node = node.all_input_nodes[0]
+    return is_dequantize(node)
 
 
 def _around(path: str, named: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ from ..options import BuildOptions
 from ..origin import Origin, digest
 from ..precision import Precision
 from ..progress import Stages
+from ..quantization.settings import Quantization
 from ..registry import converter
 from ..runtime.contents import contents
 from ..runtime.module import TRTModule
@@ -28,6 +29,7 @@ from ..tracebacks import leaves_no_memory
 from ..verify import DEFAULTS
 from .candidates import Candidates, error_against
 from .goal import Goal, Metric
+from .quantizing import Quantizing
 from .search import Layers, fewest, first_that_meets
 from .trials import Trial, Trials
 from .tuned import Sensitivity, TunedPrecision
@@ -42,11 +44,14 @@ def tune_precision(
     metric: Metric | None = None,
     target: float | None = None,
     low: str = "fp16",
-    high: str = "fp32",
+    high: str | None = None,
     backend: str = "auto",
     dynamic_shapes: Any = None,
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
+    calibration: Any = None,
+    calibration_input: Any = None,
+    quantize: Quantization | None = None,
     build: BuildOptions | None = None,
     converters: Any = None,
     resume: str | os.PathLike[str] | None = None,
@@ -61,11 +66,12 @@ def tune_precision(
 
     Args:
         model, inputs: as for :func:`torchtrt_bridge.compile`; also ``backend``, ``dynamic_shapes``, ``dynamic_batch``,
-            ``device``, ``build`` and ``converters``.
+            ``device``, ``calibration``, ``calibration_input``, ``quantize``, ``build`` and ``converters``.
         target_error: largest relative L2 error of any result against eager's, on ``inputs``.
         metric: instead of that, a function of a module that is called as the model is; more is better.
         target: the least that ``metric`` may be.
-        low, high: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        low: ``"fp16"``, ``"bf16"``, or, with ``calibration``, ``"int8"`` or ``"fp8"``.
+        high: what raised layers compute in. None: fp32, or fp16 where ``low`` is int8 or fp8.
         resume: a file in which the search is kept, so that it can be interrupted and called again.
 
     Returns:
@@ -95,16 +101,18 @@ def tune_precision(
             )
             captured = lower(captured, registered)
         place = Place(wanted or captured.device)
-        candidates = Candidates(captured, low, high)
-        problem = _problem(model, captured, goal, low, high, str(place), options)
+        with stages("calibrating"):
+            quantizing = Quantizing(captured, low, place, calibration, calibration_input, quantize)
+        candidates = Candidates(captured, low, high, quantizing)
+        problem = _problem(model, captured, goal, [low, high, *quantizing.describe()], str(place), options)
         trials = Trials(candidates.layers, goal.passes, problem, resume)
 
         def compiled(raised: Layers) -> TRTModule:
-            precision = Precision.parse(candidates.mapping(raised)).bind(captured.program.graph, model)
+            given, precision = quantizing(Precision.parse(candidates.mapping(raised)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RunsOnCPU)
                 chosen = Options.parse(precision, backend, build, False, False, 8)
-                return make(captured, place, chosen, stages, Origin.of(model, None))
+                return make(given, place, chosen, stages, Origin.of(model, None))
 
         search = _Search(captured, candidates, trials, goal, compiled, stages)
         return search.run(low, high)
@@ -207,11 +215,15 @@ class _Search:
 
 def _lower_and_higher(low: Any, high: Any) -> tuple[str, str]:
     """The names of both. Raises InvalidOption where they are none that can be tuned, or the wrong way round."""
+    if high is None:
+        high = "fp16" if Precision.parse(low).quantized else "fp32"
     names = []
     for option, value in (("low", low), ("high", high)):
         precision = Precision.parse(value)
-        if precision.rules or precision.quantized:
-            raise InvalidOption(f"{option}={value!r}: tune_precision() chooses between 'fp32', 'fp16' and 'bf16'.")
+        if precision.rules or (option == "high" and precision.quantized):
+            raise InvalidOption(
+                f"{option}={value!r}: low may be 'int8', 'fp8', 'bf16' or 'fp16', and high 'bf16', 'fp16' or 'fp32'."
+            )
         names.append(precision.name)
     if DEFAULTS[names[0]].relative_l2 <= DEFAULTS[names[1]].relative_l2:
         raise InvalidOption(f"low={names[0]!r}, high={names[1]!r}: high must be the more precise of the two.")
@@ -219,7 +231,7 @@ def _lower_and_higher(low: Any, high: Any) -> tuple[str, str]:
 
 
 def _problem(
-    model: nn.Module, captured: CapturedModel, goal: Goal, low: str, high: str, place: str, options: Any
+    model: nn.Module, captured: CapturedModel, goal: Goal, precisions: list[str], place: str, options: Any
 ) -> Mapping[str, Any]:
     """All that the scores depend on, for the file of an interrupted search."""
     data = hashlib.sha256()
@@ -230,7 +242,7 @@ def _problem(
         "model": digest(model),
         "inputs": data.hexdigest(),
         "measure": goal.name,
-        "precisions": [low, high],
+        "precisions": precisions,
         "place": place,
         "route": options.backend,
         "build": repr(options.build),
