@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from faulty import CASES, Case, made, overflowing, perturbed
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -68,3 +69,15 @@ def test_many_layers_take_several_builds(monkeypatch):
     compiled = ttb.compile(perturbed(model, CASES["MLP mixer"].layer), inputs, "fp16", backend="onnx", source=True)
     found = ttb.compare(model, compiled, inputs)
     assert "4 debug builds" in found.notes[0] and found.first.place == CASES["MLP mixer"].layer
+
+
+def test_a_quantized_plan_is_built_again_from_the_program_that_it_keeps():
+    pytest.importorskip("torchao")
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 16)), torch.randn(64, 64)
+    model, x = model.eval().cuda(), x.cuda()
+    options = {"calibration": [x], "backend": "onnx", "verify": False}
+    found = ttb.compare(model, ttb.compile(perturbed(model, "2"), x, "int8", source=True, **options), x)
+    print(found)
+    assert found.precision == "int8" and found.worst.place == "2"
+    with pytest.raises(ttb.errors.EngineMismatch, match="whose scales cannot be had"):
+        ttb.compare(model, ttb.compile(model, x, "int8", **options), x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from overflowing import Between, Stream, fewest_by_trying_all, made
+from overflowing import Between, Stream, Uneven, fewest_by_trying_all, made
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.capture import capture
@@ -25,3 +25,17 @@ def test_overflow_is_mended_by_at_most_twice_the_fewest_layers(kind):
     fast = ttb.compile(model, x, found.precision, backend="onnx", verify=ttb.Tolerance(1e-2, 5e-2, 0.0))
     for module in (found.module, fast):
         assert ((module(x) - expected).norm() / expected.norm()).item() <= 1e-2
+
+
+def test_layers_that_int8_rounds_too_much_stay_in_16_bits():
+    pytest.importorskip("torchao")
+    model, x = made(Uneven)
+    model, x = model.cuda(), x.cuda()
+    data = [torch.randn(64, 16, device="cuda")]
+    found = ttb.tune_precision(model, x, target_error=3e-2, low="int8", calibration=data, backend="onnx")
+    print(found)
+    assert found.module.made.runtime == "tensorrt" and found.high == "fp16"
+    assert 0 < len(found.raised) < 3 and found.low_score > 3e-2 >= found.score
+    with torch.no_grad():
+        expected = model(x)
+    assert ((found.module(x) - expected).norm() / expected.norm()).item() <= 3e-2
