@@ -103,6 +103,40 @@ class Model(nn.Module):
         return {"out": self.last(self.attention(normal)), "normal": normal}
 
 
+class Several(nn.Module):
+    """A module that is kept whole, with a parameter, an attribute, a size and two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.offset = nn.Linear(4, 4), 2.5
+
+    def forward(self, x, rows: int):
+        return self.inner(x) + self.offset, x.sum(-1) * rows
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = Several()
+
+    def forward(self, x):
+        return self.several(x, x.shape[0])
+
+
+several_converter = ttb.converter(Several, register=False)(lambda module, x, rows: Several.forward(module, x, rows))
+
+
+@several_converter.tensorrt
+def several_layers(ctx, module, x, rows):
+    seen.append(f"{ctx.place} offset {module.offset} weight {list(ctx.weights(module.inner.weight).shape)}")
+    matrix, operation = ctx.trt.MatrixOperation, ctx.trt.ElementWiseOperation
+    product = ctx.network.add_matrix_multiply(x, matrix.NONE, module.inner.weight, matrix.TRANSPOSE).get_output(0)
+    for term in (module.inner.bias, ctx.constant(module.offset)):
+        product = ctx.network.add_elementwise(*ctx.broadcast(product, term), operation.SUM).get_output(0)
+    total = ctx.network.add_reduce(x, ctx.trt.ReduceOperation.SUM, 2, False).get_output(0)
+    return product, ctx.network.add_elementwise(total, ctx.cast(rows, torch.float32), operation.PROD)
+
+
 wrong_converter = ttb.converter("own_layers::rms", register=False)(lambda x, weight, eps: rms(x, weight, eps))
 
 

@@ -39,10 +39,46 @@ def test_a_call_is_the_same_on_the_other_side():
     assert there.bind(["x", "y", "z"])[0][:2] == ("x", ["y", 2, None])
 
 
+class Around(nn.Module):
+    """Attributes of every plain kind, a buffer, an absent bias and a module inside."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner = inner or nn.Linear(2, 3, bias=False)
+        self.eps, self.sizes, self.mode = 1e-6, (2, 3), {"kind": torch.float16}
+        self.register_buffer("mean", torch.ones(3))
+
+    def forward(self, x):
+        return self.inner(x) * self.mean + self.eps
+
+
+def with_attribute(name, value):
+    module = Around()
+    setattr(module, name, value)
+    return module
+
+
+def test_a_module_crosses_with_its_attributes_and_the_names_of_its_tensors():
+    module, x = Around().eval(), torch.randn(4, 2)
+    state = {"inner.weight": Slot(1), "mean": Slot(2)}
+    crossed = json.loads(json.dumps(to_plain(call(args=(Slot(0),), module=module, state=state))))
+    there = from_plain(crossed)
+    assert type(there.module) is Around and not there.module.training and there.module.inner.bias is None
+    assert (there.module.eps, there.module.sizes, there.module.mode) == (1e-6, (2, 3), {"kind": torch.float16})
+    view, argument = there.bind([x, "the weight", "the mean"])[0]
+    assert (view.inner.weight, view.mean, view.sizes, argument) == ("the weight", "the mean", (2, 3), x)
+    values = [x, module.inner.weight, module.mean]
+    assert torch.equal(there.run(Around.forward, values), module(x))
+
+
 def test_what_cannot_cross_says_why(monkeypatch):
+    class Local(nn.Module):
+        pass
+
     inside = ttb.converter("own_layers::rms", register=False)(lambda x, weight, eps: x)
     assert "not to be found in test_crossing by name" in stays(call(inside.registration))
-    assert "is given the model's module itself" in stays(call(module=nn.ReLU()))
+    assert "module.hook is a builtins.function" in stays(call(module=with_attribute("hook", lambda: 0)))
+    assert "module.inner is a test_crossing.test_what_" in stays(call(module=Around(Local())))
     assert "more than tensors and plain data" in stays(call(args=(object(),)))
     monkeypatch.setattr(sys.modules["own_layers"], "__spec__", None)
     assert "not in a module that another process could import" in stays(call())

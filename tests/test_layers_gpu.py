@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from comparing import assert_same
-from own_layers import CONVERTERS, Attention, Model, Norm
+from own_layers import CONVERTERS, Attention, Model, Norm, Outer, several_converter
 from torch import nn
 
 import torchtrt_bridge as ttb
@@ -62,44 +62,16 @@ def test_fixed_sizes_and_a_model_in_half_itself(route):
     assert_same(fast(x), model(x), 3e-2, 3e-2)
 
 
-class Scaled(nn.Module):
-    """A module kept whole: a parameter, an attribute, a size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.offset = nn.Linear(4, 4), 2.5
-
-    def forward(self, x, rows: int):
-        return self.inner(x) + self.offset, x.sum(-1) * rows
-
-
-class Outer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scaled = Scaled()
-
-    def forward(self, x):
-        return self.scaled(x, x.shape[0])
-
-
-def test_a_module_with_its_parameters_and_a_size():
-    scaled = ttb.converter(Scaled, register=False)(lambda module, x, rows: Scaled.forward(module, x, rows))
-
-    @scaled.tensorrt
-    def _(ctx, module, x, rows):
-        matrix, operation = ctx.trt.MatrixOperation, ctx.trt.ElementWiseOperation
-        product = ctx.network.add_matrix_multiply(x, matrix.NONE, module.inner.weight, matrix.TRANSPOSE).get_output(0)
-        for term in (module.inner.bias, ctx.constant(module.offset)):
-            product = ctx.network.add_elementwise(*ctx.broadcast(product, term), operation.SUM).get_output(0)
-        total = ctx.network.add_reduce(x, ctx.trt.ReduceOperation.SUM, 2, False).get_output(0)
-        return product, ctx.network.add_elementwise(total, ctx.cast(rows, torch.float32), operation.PROD)
-
+@pytest.mark.parametrize("route", ["onnx", "torch_tensorrt"])
+def test_a_module_with_its_parameters_and_a_size(route):
+    require(route)
     model = Outer().cuda().eval()
     before = copy.deepcopy(model.state_dict())
-    x = torch.randn(3, 4, device="cuda")
     fast = ttb.compile(
-        model, x, backend="onnx", hybrid=False, converters=[scaled], dynamic_batch=(1, 3, 7), verify=TF32
-    )
+        model, torch.randn(3, 4, device="cuda"), backend=route, hybrid=False, converters=[several_converter],
+        dynamic_batch=(1, 3, 7), verify=TF32,
+    )  # fmt: skip
+    assert any("TensorRT layers of own_layers.Several (1 time)" in note for note in fast.report.notes)
     for rows in (1, 3, 7):
         x = torch.randn(rows, 4, device="cuda")
         assert_same(fast(x), model(x), 1e-2, 1e-2)

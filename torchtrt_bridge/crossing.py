@@ -1,7 +1,7 @@
 """A converter's call as plain data, for a child process, which imports the author's module and finds the form there.
 
 A form is a Python function. It crosses by the name of its module; so a form of a notebook's cell, of ``__main__`` or of
-another function's inside stays here, and so does the call of a module, which has an instance with it.
+another function's inside stays here, and so does the call of a module that is more than plain data.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from .forms import FormCall, Slot, call_of, tensors_of
+from .plain_modules import module_from_plain, module_to_plain
 from .registry import Converter, Registration, converter
 from .structure import Node, Unstorable, describe, rebuild
 from .trt.handwritten import Expected
@@ -35,6 +36,8 @@ def to_plain(call: FormCall) -> dict[str, Any] | None:
         "kwargs": describe(dict(call.kwargs), _slot),
         "place": call.place,
         "original": str(call.original) if isinstance(call.original, torch._ops.OpOverload) else None,
+        "instance": None if call.module is None else module_to_plain(call.module),
+        "state": {name: slot.index for name, slot in call.state.items()},
     }
 
 
@@ -43,8 +46,6 @@ def stays(call: FormCall) -> str | None:
     registration = call.registration
     assert registration is not None
     module = sys.modules.get(registration.origin.module)
-    if call.module is not None:
-        return f"the converter of {registration.target} is given the model's module itself"
     if registration.origin.module == "__main__" or getattr(module, "__spec__", None) is None:
         return f"the converter of {registration.target} is not in a module that another process could import"
     assert module is not None
@@ -52,6 +53,8 @@ def stays(call: FormCall) -> str | None:
         return f"the converter of {registration.target} is not to be found in {registration.origin.module} by name"
     try:
         describe((tuple(call.args), dict(call.kwargs)), _slot)
+        if call.module is not None:
+            module_to_plain(call.module)
     except Unstorable as error:
         return f"the converter of {registration.target} is called with more than tensors and plain data: {error}"
     return None
@@ -85,17 +88,25 @@ def from_plain(data: Mapping[str, Any]) -> FormCall:
             module = importlib.reload(module)  # the author changed it since, and reloaded it there
     if registration is None:
         raise LookupError(f"{data['module']}, imported anew, has no converter of {data['converter'][0]}")
-    original = registration.target.object
-    if data["original"] is not None:
-        namespace, name, overload = data["original"].split(".")
-        original = getattr(getattr(getattr(torch.ops, namespace), name), overload)
     return FormCall(
         registration=registration,
-        original=original,
+        original=_original(registration, data["original"]),
         args=rebuild(data["args"], Slot),
         kwargs=rebuild(data["kwargs"], Slot),
         place=data["place"],
+        module=None if data["instance"] is None else module_from_plain(data["instance"]),
+        state={name: Slot(index) for name, index in data["state"].items()},
     )
+
+
+def _original(registration: Registration, operator: str | None) -> Any:
+    """What the call calls: ``operator``, or the target itself."""
+    target = registration.target
+    if operator is None:
+        called = {"module": "forward", "autograd function": "apply"}.get(target.kind)
+        return getattr(target.object, called) if called else target.object
+    namespace, name, overload = operator.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 
 
 def _registrations(module: ModuleType) -> Iterator[Registration]:

@@ -9,8 +9,7 @@ import functools
 import own_layers
 import pytest
 import torch
-from own_layers import CONVERTERS, Model
-from torch import nn
+from own_layers import CONVERTERS, Model, Outer, Several, several_layers
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends.onnx_graph import serialize, to_onnx
@@ -128,47 +127,19 @@ def _copies():
     return made
 
 
-class Several(nn.Module):
-    """A module kept whole, with a parameter, an attribute, a size and two results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.offset = nn.Linear(4, 4), 2.5
-
-    def forward(self, x, rows: int):
-        return self.inner(x) + self.offset, x.sum(-1) * rows
-
-
-class Outer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.several = Several()
-
-    def forward(self, x):
-        return self.several(x, x.shape[0])
-
-
 def test_a_module_comes_with_its_parameters_and_attributes_and_a_size_as_a_tensor():
-    model, found = Outer(), {}
+    local = ttb.converter(Several, register=False)(lambda module, x, rows: Several.forward(module, x, rows))
+    found = {}
 
-    @ttb.converter(Several, register=False)
-    def several(module, x, rows):
-        return module.inner(x) + module.offset, x.sum(-1) * rows
-
-    @several.tensorrt
+    @local.tensorrt
     def _(ctx, module, x, rows):
-        found.update(offset=module.offset, weight=ctx.weights(module.inner.weight), rows=tuple(rows.shape))
-        matrix, operation = ctx.trt.MatrixOperation, ctx.trt.ElementWiseOperation
-        product = ctx.network.add_matrix_multiply(x, matrix.NONE, module.inner.weight, matrix.TRANSPOSE).get_output(0)
-        for term in (module.inner.bias, ctx.constant(module.offset)):
-            product = ctx.network.add_elementwise(*ctx.broadcast(product, term), operation.SUM).get_output(0)
-        total = ctx.network.add_reduce(x, ctx.trt.ReduceOperation.SUM, 2, False).get_output(0)
-        return product, ctx.network.add_elementwise(total, ctx.cast(rows, torch.float32), operation.PROD)
+        found.update(weight=ctx.weights(module.inner.weight), rows=tuple(rows.shape))
+        return several_layers(ctx, module, x, rows)
 
-    fast = build(model, torch.randn(2, 4), converters=[several], dynamic_batch=(1, 2, 4))
-    assert found["offset"] == 2.5 and torch.equal(found["weight"], model.several.inner.weight)
-    assert found["rows"] == (1,)
-    assert any("Several is given the model's module itself" in note for note in fast.report.notes)
+    model = Outer()
+    build(model, torch.randn(2, 4), converters=[local], dynamic_batch=(1, 2, 4))
+    assert own_layers.seen == ["several offset 2.5 weight [4, 4]"]
+    assert torch.equal(found["weight"], model.several.inner.weight) and found["rows"] == (1,)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 import torch
-from own_layers import CONVERTERS, Model, attention_converter, rms, wrong_converter
+from own_layers import CONVERTERS, Model, Outer, attention_converter, rms, several_converter, wrong_converter
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import ConverterFailed
@@ -28,6 +28,14 @@ def test_the_forms_make_layers_in_its_process(precision, dynamic):
     assert MADE in fast.report.notes
     dtypes = [spec.dtype for spec in fast.signature.outputs]
     assert dtypes == ["float32", "float32"]
+
+
+def test_a_module_goes_there_with_its_attributes():
+    fast = ttb.build(
+        Outer().eval(), torch.randn(2, 4), backend="torch_tensorrt", hybrid=False, converters=[several_converter],
+        dynamic_batch=(1, 2, 4),
+    )  # fmt: skip
+    assert "converters made the TensorRT layers of own_layers.Several (1 time)" in fast.report.notes
 
 
 def test_a_mistake_there_is_told_by_converter_and_place():
