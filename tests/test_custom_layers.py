@@ -148,30 +148,32 @@ def test_converters_for_one_call_are_for_that_call() -> None:
 
 
 def test_a_registration_in_another_thread_changes_nothing_in_flight() -> None:
-    """While a form is being traced, another thread takes its converter away, puts another there and calls the function
-    that it is for."""
+    """While a model is captured, another thread takes the converter away, puts another there, and keeps what stands in
+    the place of the function that it is for."""
     inside, go_on = threading.Event(), threading.Event()
     seen: list[Any] = []
     registry = type(ttb.converter)()
 
-    def slow(x: Tensor) -> Tensor:
+    def asked(call: ttb.Call) -> bool:
         inside.set()
-        assert go_on.wait(60)
-        return x / 4
+        return go_on.wait(60)
 
     def meddle() -> None:
         assert inside.wait(60)
-        registry.remove(slow)
-        registry(slope)(lambda x: x * 100)
-        seen.append(slope(torch.tensor(4.0)))
+        registry.remove(registered)
+        meanwhile = slope  # as a module that is imported now would have it
+        replaced = registry(meanwhile)(lambda x: x * 100)
+        seen.extend([meanwhile, replaced.registration.target.object, meanwhile(torch.tensor(4.0))])
         go_on.set()
 
-    registered = registry(slope)(slow)
+    registered = registry(slope, when=asked)(lambda x: x / 4)
     thread = threading.Thread(target=meddle)
     thread.start()
     net = Sloping().eval()
     fast = ttb.compile(net, X, converters=[registered])
     thread.join()
     torch.testing.assert_close(fast(X), net(X))
-    assert seen == [torch.tensor(1.0)]
-    assert any("converted by" in note and "slow" in note for note in fast.report.notes)
+    assert any("converted by" in note for note in fast.report.notes)
+    meanwhile, target, result = seen
+    assert meanwhile is not slope and target is slope
+    assert result == meanwhile(torch.tensor(4.0)) == 1.0

@@ -32,6 +32,7 @@ from .fx_nodes import (
 )
 from .operator_classes import LOW, runs_fp32
 from .quantization.graph import is_dequantize, is_quantize, set_result_dtype
+from .registry import Registration
 
 aten = torch.ops.aten
 
@@ -116,7 +117,7 @@ class Caster:
             return self._copy(node)  # arithmetic on sizes
         call = call_of(target)
         if call is not None and call.registration is not None:
-            return self._converted(node, call.registration.precision)
+            return self._converted(node, call.registration)
         if is_quantize(node) or is_dequantize(node):
             return self._quantization(node)
         # view.dtype reads the bits of its input, so they must stay what they are
@@ -175,9 +176,9 @@ class Caster:
         self._choice.traits[new] = self._choice.traits.get(parent, Trait.NONE)
         return new
 
-    def _converted(self, node: Node, precision: str) -> Node:
+    def _converted(self, node: Node, registration: Registration) -> Node:
         """An opaque call of a converter, its float inputs all in one dtype; its ATen form says what it gives then."""
-        low = self._low_of(node)
+        low, precision = self._low_of(node), registration.precision
         floats = [n for n in map(self._new.__getitem__, tensor_nodes(node)) if is_float(n.meta["val"])]
         lowered = precision == "low" or (precision == "follow" and any(map(self._choice.is_low, floats)))
         dtype = low if lowered else torch.float32
@@ -188,7 +189,7 @@ class Caster:
 
         new = self._emit(node, torch.fx.map_arg(node.args, argument), {}, dtype)
         if floats and dtype == torch.float32 != low:
-            self.kept.setdefault(operator_name(node), []).append(module_path(node))
+            self.kept.setdefault(str(registration.target), []).append(module_path(node))
         return new
 
     def _quantization(self, node: Node) -> Node:

@@ -321,7 +321,7 @@ class Finish:
         if self.options.source:
             from .runtime.program import store
 
-            artifact = dataclasses.replace(artifact, source=store(self.captured.program).owned())
+            artifact = dataclasses.replace(artifact, source=store(self._taken(artifact).program).owned())
         with self.stages("loading"):
             return self.options.module(artifact, self.place, caches)
 
@@ -335,7 +335,7 @@ class Finish:
         options, place, made = self.options, self.place, module.made
         work = self._applied(module)
         rows: tuple[Row, ...] = ()
-        captured = self.captured.for_route("hybrid" if made.results else made.backend)
+        captured = self._taken(made)
         own = [*captured.notes, *_own_notes(options, place), *self._no_gain(work, made)]
         notes = [note for note in made.report.get("notes", ()) if note not in own] + own
         if not place.target and options.verify is not False:
@@ -379,6 +379,10 @@ class Finish:
 
         tf32 = bool(made.provenance.get("tf32"))
         return [note for name in used if (note := no_gain(name, self.place.device, tf32)) is not None]
+
+    def _taken(self, made: Artifact) -> CapturedModel:
+        """The captured model that ``made`` was made of."""
+        return self.captured.for_route("hybrid" if made.results else made.backend)
 
     def _measured(self, module: TRTModule) -> dict[str, Any]:
         """What the report says of a model that was cut, with the time of each segment where they can run."""
@@ -428,8 +432,16 @@ def _quantize(
         check_support(precision, place)
         quantized, precision = quantize(captured, precision, place, calibration, select, settings)
     if quantized.program is not captured.program:  # which other forms of the program are not
-        quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={})
+        left_out = [_LEFT_OUT] if captured.calls or captured.routes else []
+        notes = (*quantized.notes, *left_out)
+        quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={}, notes=notes)
     return quantized, dataclasses.replace(options, precision=precision)
+
+
+_LEFT_OUT = (
+    "converters' TensorRT and ONNX forms, and converters of some routes only, take no part in a quantized program; ATen"
+    " forms of all routes do"
+)
 
 
 def _refuse_unknown(function: Any, unknown: dict[str, Any]) -> None:

@@ -40,22 +40,42 @@ class Kept:
 @contextlib.contextmanager
 def keeping(model: nn.Module, snapshot: Snapshot) -> Iterator[Kept]:
     """Within, calls in this thread of what ``snapshot`` has converters for are kept whole where they are traced."""
-    kept = Kept({}, [], forms.library())
-    inside = threading.local()
-    with intercepted(model, snapshot.of_python, lambda registrations: _Keeper(kept, registrations, model, inside)):
-        yield kept
+    kept, span = Kept({}, [], forms.library()), _Span()
+    try:
+        with intercepted(model, snapshot.of_python, lambda registrations: _Keeper(kept, registrations, model, span)):
+            yield kept
+    finally:
+        span.over = True
+
+
+class _Span:
+    """When and where calls are kept: by the thread that traces, until it is done (another may have imported what stood
+    in a function's place then), and not inside of what is kept already."""
+
+    def __init__(self) -> None:
+        self.over, self._inside, self._thread = False, 0, threading.get_ident()
+
+    def holds(self) -> bool:
+        return not (self.over or self._inside or threading.get_ident() != self._thread)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Within, an original is run for what it gives: what it calls is part of it."""
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
 
 
 class _Keeper:
     """Calls one target, and keeps the call where it is traced in this thread."""
 
-    def __init__(self, kept: Kept, registrations: tuple[Registration, ...], model: nn.Module, inside: Any):
-        self._kept, self._registrations, self._model = kept, registrations, model
-        self._thread = threading.get_ident()
-        self._inside = inside  # an original that is run for its results' form: what it calls is part of it
+    def __init__(self, kept: Kept, registrations: tuple[Registration, ...], model: nn.Module, span: _Span):
+        self._kept, self._registrations, self._model, self._span = kept, registrations, model, span
 
     def __call__(self, original: Callable[..., Any], args: Any, kwargs: Any, module: nn.Module | None = None) -> Any:
-        if torch.compiler.is_dynamo_compiling() or self._is_elsewhere():
+        if torch.compiler.is_dynamo_compiling() or not self._span.holds():
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         args, kwargs = normalized(original, args, kwargs, module)
         call, values = recorded(original, args, kwargs, module)
@@ -63,10 +83,6 @@ class _Keeper:
         if not taking:
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         return self._keep(call, values, taking)
-
-    def _is_elsewhere(self) -> bool:
-        """Whether the call is another thread's, or part of what is kept already."""
-        return threading.get_ident() != self._thread or getattr(self._inside, "flag", False)
 
     def _taking(self, call: FormCall, values: Sequence[Any], args: Any, kwargs: Any) -> tuple[Registration, ...]:
         """The registrations that take the call; none where it does what an operator of a graph cannot."""
@@ -85,7 +101,7 @@ class _Keeper:
 
     def _writes(self, call: FormCall, values: Sequence[Any]) -> bool:
         """Whether a call writes to its arguments, as far as it can be followed. Nothing of it is recorded."""
-        with disable_proxy_modes_tracing(), _flagged(self._inside), NoWrites(values, str(call)):
+        with disable_proxy_modes_tracing(), self._span.inside(), NoWrites(values, str(call)):
             try:
                 call.run(call.original, values)
             except ArgumentWritten:
@@ -96,29 +112,20 @@ class _Keeper:
 
     def _keep(self, call: FormCall, values: Sequence[Any], taking: tuple[Registration, ...]) -> Any:
         result: list[Any] = []
-        operator = _operator(self._kept, values, _fake(call, taking, self._inside, result))
+        operator = _operator(self._kept, values, _fake(call, taking, self._span, result))
         self._kept.calls[str(operator)] = call, taking
         tensors = iter(operator(*values))
         return _pytree.tree_map(lambda leaf: next(tensors) if isinstance(leaf, torch.Tensor) else leaf, result[0])
 
 
-@contextlib.contextmanager
-def _flagged(inside: Any) -> Iterator[None]:
-    inside.flag = True
-    try:
-        yield
-    finally:
-        inside.flag = False
-
-
 def _fake(
-    call: FormCall, taking: Sequence[Registration], inside: Any, result: list[Any]
+    call: FormCall, taking: Sequence[Registration], span: _Span, result: list[Any]
 ) -> Callable[..., list[torch.Tensor]]:
     """What the operator of ``call`` gives for fake tensors; the whole result, with its structure, goes to ``result``.
     (torch's tables hold it: it must not hold the operator's library.)"""
 
     def fake(*values: Any) -> list[torch.Tensor]:
-        with _flagged(inside):
+        with span.inside():
             found = _traced(call, taking, values)
         result[:] = [found]
         return [tensor.clone() for tensor in tensors_of(found)]  # an operator's results are tensors of its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from torch.utils import _pytree
 
 from .forms import FormCall, Slot
 from .registry import Registration
+from .registry.target import STANDS_FOR
 
 _MISSING = object()
 
@@ -116,9 +118,11 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
     """Wherever the function is a name: of a module of Python, of the globals that the model's code sees, of a module of
     the model. (What holds it otherwise, as a dict of functions does, goes on calling it.)"""
 
+    @functools.wraps(target)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         return take(target, args, kwargs)
 
+    setattr(replacement, STANDS_FOR, target)
     namespaces = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]
     namespaces += [getattr(type(part).forward, "__globals__", {}) for part in model.modules()]
     namespaces += [vars(part) for part in model.modules()]

@@ -14,6 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .forms import arguments_of
 from .registry import Registration, Snapshot
 from .registry.choice import accepting
 
@@ -54,11 +55,12 @@ class _StandIns(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for registration in accepting(self._operators.get(func, ()), args, kwargs):
-            form: Callable[..., Any] | None = registration.aten
-            assert form is not None
-            return form(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func not in self._operators:
+            return func(*args, **kwargs)
+        every, named = arguments_of(func, args, kwargs)
+        taking = accepting(self._operators[func], every, named)
+        form: Callable[..., Any] | None = taking[0].aten if taking else None
+        return func(*args, **kwargs) if form is None else form(*every, **named)
 
 
 def _has_kernel(operator: torch._ops.OpOverload, device: torch.device) -> bool:

@@ -11,6 +11,9 @@ from torch import nn
 
 from ..errors import InvalidOption, nearest
 
+STANDS_FOR = "_torchtrt_bridge_stands_for"
+"""The attribute of what stands in a function's place while a model is captured: the function itself."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -58,6 +61,7 @@ class Target:
         if inspect.isclass(target) and issubclass(target, nn.Module):
             return cls("module", _qualified(target), target)
         if callable(target) and not inspect.isclass(target) and hasattr(target, "__name__"):
+            target = getattr(target, STANDS_FOR, target)  # another thread may capture a model now
             return cls("function", _qualified(target), target)
         raise InvalidOption(
             f"converter({target!r}): a target is an operator ('mylib::norm', torch.ops.mylib.norm), an nn.Module or"
