@@ -22,6 +22,7 @@ from ..export_lock import export_lock
 from ..layer_forms import summary
 from ..options import BuildOptions
 from ..precision import Precision
+from ..quantization.graph import is_quantized
 from ..signature import Signature
 from ..structure import describe, leaves, rebuild
 from .base import Artifact, Place, Segment, Support
@@ -41,6 +42,8 @@ class Torch2TrtBackend:
             return Support(self.name, False, ("it makes TensorRT plans only, which the CPU does not run",))
         if captured.model is None:
             return Support(self.name, False, ("it traces the eager model, and only its captured program is here",))
+        if is_quantized(captured.program):
+            return Support(self.name, False, ("it traces the eager model, and the quantization is in the graph",))
         reasons = [*unknown_dtypes(captured.signature)]
         missing = Library.missing()
         reasons += [missing] if missing is not None else []

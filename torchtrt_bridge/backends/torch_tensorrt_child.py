@@ -83,7 +83,8 @@ def _plan(job: Mapping[str, Any], folder: pathlib.Path, progress: Callable[[str,
     network_of = _import(job)
     settings = compilation_settings(job["settings"], tf32=request.tf32, flavour=bound.name)
     calls = importlib.import_module(".torch_tensorrt_calls", __package__)
-    with calls.defined(job["calls"], bound):
+    quantization = importlib.import_module(".torch_tensorrt_quantization", __package__)
+    with calls.defined(job["calls"], bound), quantization.quantized(bound):
         program = _program(job, folder)
         progress("lowering the graph", 0.0)
         graph = network_of.lower(program, settings)
@@ -140,7 +141,9 @@ def _refusals(job: Mapping[str, Any], folder: pathlib.Path, progress: Callable[[
     progress("starting Torch-TensorRT", 0.0)
     network_of = _import(job)
     settings = compilation_settings(job["settings"], tf32=False, flavour=flavor().name)
-    return network_of.refusals(_program(job, folder), settings)
+    quantization = importlib.import_module(".torch_tensorrt_quantization", __package__)
+    with quantization.quantized(flavor()):
+        return network_of.refusals(_program(job, folder), settings)
 
 
 _ANSWERS: Mapping[str, Callable[..., Any]] = {"plan": _plan, "refusals": _refusals}

@@ -33,11 +33,13 @@ from ..trt.flavor import Flavor
 from ..trt.log import listening
 from ..trt.request import HandwrittenFailed
 from .torch_tensorrt_forms import admit_dynamic_shapes, amend, causal_of_two_lengths, spell_masks_out
+from .torch_tensorrt_quantization import keep_quantized_weights
 
 #: torch's dtypes that TensorRT has, by their names in both.
 _DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 _MARK = "torchtrt_bridge"
 admit_dynamic_shapes()
+keep_quantized_weights()
 _IS_RTX = bool(getattr(ENABLED_FEATURES, "tensorrt_rtx", False))
 
 

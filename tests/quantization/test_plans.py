@@ -1,0 +1,81 @@
+"""TensorRT plans of quantized graphs, built without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from models import Block, mlp
+from torch import nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge.errors import ConversionFailed, InvalidOption, PrecisionNotApplied
+
+pytest.importorskip("tensorrt_rtx")
+X = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    model = mlp()
+    return model, ttb.calibrate(model, X, [X])
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch_tensorrt"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_both_graph_routes_build_from_one_calibration(calibrated, precision, backend):
+    if backend == "torch_tensorrt" and importlib.util.find_spec("torch_tensorrt") is None:
+        pytest.skip("torch_tensorrt is not installed")  # not imported: only its own process has it
+    model, calibration = calibrated
+    built = ttb.build(model, X, precision, calibration=calibration, backend=backend, hybrid=False)
+    work = built.report.work
+    assert work["by"][precision] > 0.9 and work["how"] == "as built, kernels not chosen"
+    assert built.precision == precision
+
+
+def test_torch2trt_says_why_not(calibrated):
+    model, calibration = calibrated
+    with pytest.raises(ConversionFailed, match="traces the eager model, and the quantization"):
+        ttb.build(model, X, "int8", calibration=calibration, backend="torch2trt", hybrid=False)
+
+
+@pytest.mark.parametrize(("weights", "share"), [("int8", 0.55), ("int4", 0.3)])
+def test_weight_only_plans_hold_the_small_weights(weights, share):
+    model, x = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024)).eval(), torch.randn(4, 1024)
+    settings = ttb.Quantization(weight_only=weights)
+    small = ttb.build(model, x, "fp16", quantize=settings, backend="onnx", hybrid=False)
+    half = 2 * 1024 * 1024 * 2
+    assert len(small.state_dict()["engine"]) < share * half + 600_000
+
+
+@pytest.mark.parametrize(("weights", "limit"), [("int8", 0.01), ("fp8", 0.05), ("int4", 0.15)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weight_only_computes_in_the_asked_precision(weights, limit, precision):
+    model = mlp()
+    fast = ttb.compile(model, X, precision, quantize=ttb.Quantization(weight_only=weights, group=32), verify=False)
+    exact = model(X)
+    difference = ((fast(X) - exact).norm() / exact.norm()).item()
+    assert 1e-4 < difference < limit
+
+
+def test_weight_only_is_refused_where_it_says_nothing():
+    with pytest.raises(InvalidOption, match="no linear layer with rows of whole groups of 128"):
+        ttb.compile(nn.Linear(120, 8).eval(), torch.randn(4, 120), quantize=ttb.Quantization(weight_only="int4"))
+    with pytest.raises(InvalidOption, match="leaves the activations alone, and precision='int8'"):
+        ttb.compile(mlp(), X, "int8", quantize=ttb.Quantization(weight_only="int8"))
+
+
+def test_int8_convolutions_are_refused_by_name_or_built():
+    model, x = Block().eval(), torch.randn(2, 3, 8, 8)
+    calibration = ttb.calibrate(model, x, [x])
+    asked = {"default": "int8", nn.Conv2d: "fp16"}
+    try:
+        ttb.build(model, x, "int8", calibration=calibration, backend="onnx", hybrid=False)
+    except PrecisionNotApplied as error:
+        assert "conv1" in str(error) and "nn.Conv2d: 'fp16'" in str(error)
+    built = ttb.build(
+        model, x, asked, calibration=calibration, backend="onnx", hybrid=False,
+        build=ttb.BuildOptions(minimum_share=0.0),
+    )  # fmt: skip
+    assert built.report.work["by"]["int8"] > 0
