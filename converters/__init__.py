@@ -18,27 +18,30 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch._ops import OpOverload
 from torch.fx import Node
 
 if TYPE_CHECKING:
     from torchtrt_bridge.registry import Registration
 
 _FAMILIES = """
-    attention distance elementwise image indexing linear_algebra losses normalization ordering pooling product reduction
-    scan shape sorting special whole_numbers
+    attention convolution distance elementwise fourier image indexing linear_algebra losses normalization ordering
+    pooling product reduction sampling scan shape sorting special whole_numbers
 """.split()
 _REGISTERING = ["tensorrt_layers"]
 
 
 def decompositions() -> Mapping[Any, Callable[..., Any]]:
-    """Operator overload (``torch.ops.aten.cummax.default``) to the function that says it in other operators."""
+    """Operator overload (``torch.ops.aten.cummax.default``), or the name of one that another package registers
+    (``"torchvision::roi_align"``), to the function that says it in other operators."""
     return {operator: function for family in _families() for operator, function in family.DECOMPOSITIONS.items()}
 
 
 def form_of(node: Node) -> Callable[..., Any] | None:
     """What says the call ``node`` in other operators; None where no converter takes it. Some operators are converted
     only where a call of them has a certain form."""
-    found, condition = _table().get(node.target, (None, None))
+    name = node.target.name() if isinstance(node.target, OpOverload) else None
+    found, condition = _table().get(node.target) or _table().get(name) or (None, None)
     return found if condition is None or condition(node) else None
 
 
@@ -62,7 +65,7 @@ def registrations() -> tuple[Registration, ...]:
 
     return tuple(
         Registration(
-            Target.of(operator),
+            Target("operator", operator) if isinstance(operator, str) else Target.of(operator),
             Definition.of(function),
             aten=function,
             when=getattr(family, "ONLY_WHERE", {}).get(operator),

@@ -41,7 +41,10 @@ def put_in_place(node: Node, results: list[Node]) -> dict[Node, Any]:
 
 
 def inline(node: Node, function: Callable[..., Any]) -> tuple[list[Node], list[Node]]:
-    """The results of ``function`` of the arguments of ``node``, a flat list, and all nodes that were put before it."""
+    """The results of ``function`` of the arguments of ``node``, a flat list, and all nodes that were put before it.
+
+    Operators that torch makes of others stay what they are, as in a captured program, unless ``function.spelled_out``.
+    """
     given = node.all_input_nodes
 
     def call(*values: Any) -> list[Any]:
@@ -51,7 +54,7 @@ def inline(node: Node, function: Callable[..., Any]) -> tuple[list[Node], list[N
 
     values = [n.meta["val"] for n in given]
     with mode_of(values or node.meta["val"]), torch.no_grad():
-        traced = make_fx(call, pre_dispatch=True)(*values).graph
+        traced = make_fx(call, pre_dispatch=not getattr(function, "spelled_out", False))(*values).graph
     traced.eliminate_dead_code()
     places = dict(zip(traced.find_nodes(op="placeholder"), given))
     with node.graph.inserting_before(node):
