@@ -41,9 +41,20 @@ class Missed:
     share: float
     reason: str
 
-    def __str__(self) -> str:
-        what = f"{self.layer} ({self.kind.replace('_', ' ')}, {self.share:.1%} of the work)"
-        return f"{what} runs in {self.got} instead of {self.asked}: {self.reason}"
+
+def told(rows: Sequence[Missed]) -> list[str]:
+    """A sentence for each sort of ``rows``, in their order: layers of one kind with one reason are one sort."""
+    sorts: dict[tuple[str, ...], list[Missed]] = {}
+    for row in rows:
+        sorts.setdefault((row.kind, row.asked, row.got, row.reason), []).append(row)
+    lines = []
+    for (kind, asked, got, reason), alike in sorts.items():
+        work = f"{kind.replace('_', ' ')}, {sum(row.share for row in alike):.1%} of the work"
+        what = f"{alike[0].layer} ({work}) runs"
+        if len(alike) > 1:
+            what = f"{len(alike)} layers such as {alike[0].layer} ({work}) run"
+        lines.append(f"{what} in {got} instead of {asked}: {reason}")
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +137,10 @@ def require(found: Applied, minimum: float) -> None:
         if share >= minimum:
             continue
         rows = [row for row in found.missed if row.asked == name]
-        lines = "".join(f"\n  {row}" for row in rows[:5])
-        more = f"\n  and {len(rows) - 5} more" if len(rows) > 5 else ""
+        lines = "".join(f"\n  {line}" for line in told(rows))
         raise PrecisionNotApplied(
             f"{share:.1%} of the matrix and convolution work that was to run in {name} does, and at least"
-            f" {minimum:.0%} was promised ({found.how}):{lines}{more}\nGive those layers another precision"
+            f" {minimum:.0%} was promised ({found.how}):{lines}\nGive those layers another precision"
             f" (precision={{'default': {name!r}, {_path(rows[0].layer) or 'layer'!r}: {rows[0].got!r}}}), try another"
             f" route, or accept it with build=BuildOptions(minimum_share={int(share * 100) / 100}).",
             rows=[dataclasses.asdict(row) for row in rows],
@@ -156,5 +166,8 @@ def _reason(item: Any, asks: str) -> str:
     if item.hindrance:
         return item.hindrance
     if asks in _EIGHT_BITS:
-        return "it is not quantized: its operands come through no pair of Q/DQ"
+        return (
+            "it is not quantized (attentions, and the layers that make the results, are with"
+            " quantize=Quantization(attention=True, last_layer=True) alone)"
+        )
     return f"its operands are {item.typed}, by rule (see what was kept in fp32) or because a cast stands before it"

@@ -148,8 +148,8 @@ def _outside(hybrid: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _work(work: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The matrix and convolution work by precision, and the layers that run in another than was asked for."""
-    from .applied import Missed
+    from .applied import Missed, told
 
     shares = ", ".join(f"{name} {share:.1%}" for name, share in work["by"].items())
     lines = [("work", f"{shares} of {work['flops'] / 1e9:.3g} GFLOPs ({work['how']})")]
-    return lines + [("", str(Missed(**row))) for row in work["missed"]]
+    return lines + [("", line) for line in told([Missed(**row) for row in work["missed"]])]
