@@ -97,6 +97,56 @@ def test_a_share_outside_its_range_is_an_error():
         ttb.BuildOptions(minimum_share=90)
 
 
+def calibrated(model, x, precision):
+    data = [torch.randn_like(x) for _ in range(4)]
+    return ttb.build(model, x, precision, backend="onnx", hybrid=False, calibration=data)
+
+
+class Wide(nn.Module):
+    """Most of its work is in the middle, for the last layer is not quantized."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.mid, self.down = nn.Linear(64, 256), nn.Linear(256, 256), nn.Linear(256, 8)
+
+    def forward(self, x):
+        return self.down(self.mid(self.up(x).relu()).relu())
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_plan_in_eight_bits_is(precision):
+    work = calibrated(Wide().eval(), *INPUT, precision).report.work
+    assert work["by"] == pytest.approx({precision: 0.9756, "fp16": 0.0244}, abs=1e-4)
+    assert work["asked"][precision] > 0.97 and work["how"] == "as built, kernels not chosen"
+    (missed,) = work["missed"]
+    assert missed["layer"] == "down/linear_2" and "last_layer=True" in missed["reason"]
+
+
+def test_one_layer_in_eight_bits():
+    work = calibrated(Wide().eval(), *INPUT, {"default": "fp16", "mid": "int8"}).report.work
+    assert work["asked"] == {"int8": 1.0, "fp16": 1.0}
+    assert work["by"]["int8"] == pytest.approx(256 * 256 / (64 * 256 + 256 * 256 + 256 * 8))
+
+
+def test_a_depthwise_convolution_in_int8_is_one_or_is_refused():
+    """RTX 1.6 has no int8 kernel for it, and 1.7 has."""
+
+    class Depthwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(self.stem(x).relu().mean((2, 3)))
+
+    try:
+        work = calibrated(Depthwise().eval(), torch.randn(2, 32, 8, 8), "int8").report.work
+    except PrecisionNotApplied as error:
+        assert "no int8 kernel for the convolution stem/conv2d" in str(error)
+    else:
+        assert work["asked"]["int8"] > 0.9
+
+
 def row(layer, flops, typed, built=None, hindrance=""):
     return dataclasses.asdict(Work(layer, "matrix_multiply", flops, typed, built, hindrance))
 

@@ -78,6 +78,17 @@ def test_the_fastest_that_is_right_enough(model, times, max_error, chosen, wrong
     assert torch.equal(loaded(X), module(X))
 
 
+def test_calibration_lets_eight_bits_compete(model, times):
+    times.update(int8=0.5, fp8=9.0)
+    module = fastest(model, max_error=0.2, calibration=(torch.randn(3, 8) for _ in range(4)))  # which is read once
+    assert outcomes(module) == {
+        "fp32": "slower", "tf32": "failed", "bf16": "slower", "fp16": "slower", "fp8": "slower", "int8": "chosen",
+    }  # fmt: skip
+    assert module.precision == "int8"
+    row = next(row for row in module.report.precisions if row["precision"] == "int8")
+    assert 1e-3 < row["score"] < 0.2
+
+
 def test_a_metric_of_the_users_own(model, times):
     expected, seen = model(X), []
 
@@ -122,6 +133,7 @@ def test_a_low_precision_that_is_no_gain_is_said():
         ({"metric": 3, "metric_target": 1}, "a function of a module"),
         ({"metric": len, "metric_target": "1"}, "give a number"),
         ({"max_error": 0.1, "verify": False}, "is what decides"),
+        ({"max_error": 0.1, "quantize": ttb.Quantization(weight_only="int8")}, "not for 'fastest'"),
     ],
 )
 def test_a_criterion_is_needed_and_one_alone(model, options, says):

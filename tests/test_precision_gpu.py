@@ -107,6 +107,38 @@ def test_the_fastest_precision_is_measured_here(net):
     assert error(module, model, torch.randn_like(x)) < 2e-2
 
 
+class Wide(nn.Module):
+    """Most of its work is in the middle, for the last layer is not quantized."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.mid, self.down = nn.Linear(256, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 8)
+
+    def forward(self, x):
+        return self.down(self.mid(self.up(x).relu()).relu())
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_are_what_the_engine_computes_in(precision):
+    model, x = Wide().eval().cuda(), torch.randn(64, 256, device="cuda")
+    data = [torch.randn_like(x) for _ in range(4)]
+    module = ttb.compile(model, x, precision, backend="onnx", hybrid=False, calibration=data)
+    print(module.report, *(text[:4000] for text in module.inspect_layers()))
+    assert module.report.work["asked"][precision] > 0.97
+    assert error(module, model, x) < 0.2
+
+
+def test_eight_bits_compete_for_the_fastest():
+    model, x = Wide().eval().cuda(), torch.randn(64, 256, device="cuda")
+    data = [torch.randn_like(x) for _ in range(4)]
+    module = ttb.compile(model, x, "fastest", max_error=0.2, backend="onnx", calibration=data)
+    print(module.report)
+    rows = {row["precision"]: row for row in module.report.precisions}
+    assert rows["int8"]["milliseconds"] is not None and rows["fp8"]["milliseconds"] is not None
+    slower = rows["int8"]["milliseconds"] >= rows["fp16"]["milliseconds"]
+    assert slower == any(note.startswith("int8 is not faster than fp16 here") for note in module.report.notes)
+
+
 def test_eight_bits_are_measured_against_fp16(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHTRT_BRIDGE_CACHE", str(tmp_path / "cache"))
     ratio = eight_bits._ratio("int8", 0, False)

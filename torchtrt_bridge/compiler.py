@@ -29,6 +29,7 @@ from .origin import Origin
 from .precision import Precision
 from .precision_support import check_support
 from .progress import Stages
+from .quantization.calibration import Calibration
 from .quantization.settings import Quantization
 from .registry import Snapshot, converter
 from .report import Report
@@ -133,9 +134,11 @@ def compile(
         place = Place(wanted or captured.device)
         origin = Origin.of(model, attributes)
         if criterion is not None:
+            ranges = _observed(captured, calibration, calibration_input, quantize, stages)
 
             def made(chosen: Options) -> TRTModule:
-                quantized, chosen = _quantize(captured, chosen, place, calibration, calibration_input, quantize, stages)
+                given = (ranges, None, quantize) if chosen.precision.quantized else (None, None, None)
+                quantized, chosen = _quantize(captured, chosen, place, *given, stages)
                 return make(quantized, place, chosen, stages, origin)
 
             return fastest_precision(made, options, criterion, captured, place)
@@ -413,6 +416,20 @@ def _capture(
         )
     with stages("lowering"):
         return lower(captured, registered)
+
+
+def _observed(
+    captured: CapturedModel, calibration: Any, select: Any, settings: Quantization | None, stages: Stages
+) -> Calibration | None:
+    """The calibration that several precisions are to share: data may be gone once it was read."""
+    if settings is not None and settings.weight_only is not None:
+        raise InvalidOption("quantize=Quantization(weight_only=...) is for a precision by name, not for 'fastest'.")
+    if calibration is None or isinstance(calibration, Calibration):
+        return calibration
+    from .quantization.calibrating import observe
+
+    with stages("calibrating"):
+        return observe(captured, calibration, select, settings.batches if settings is not None else None)
 
 
 def _quantize(
