@@ -34,7 +34,7 @@ class ResidualNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
-        self.blocks = nn.ModuleList(Residual(8) for _ in range(3))
+        self.blocks = nn.ModuleList(Residual(8) for _ in range(2))
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,26 +61,28 @@ def residual_net() -> tuple[nn.Module, Any]:
 
 
 def mixer() -> tuple[nn.Module, Any]:
-    blocks = (MixerBlock(10, 16) for _ in range(3))
+    blocks = (MixerBlock(10, 16) for _ in range(2))
     return nn.Sequential(*blocks, nn.LayerNorm(16), nn.Linear(16, 4)), torch.randn(2, 10, 16)
 
 
 def encoder() -> tuple[nn.Module, Any]:
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), torch.randn(2, 12, 32)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 12, 32)
 
 
 def timm_vit() -> tuple[nn.Module, Any]:
     import timm
 
-    return timm.create_model("test_vit", pretrained=False, num_classes=7), torch.randn(1, 3, 160, 160)
+    return timm.create_model("test_vit", pretrained=False, num_classes=7, img_size=64, depth=3), torch.randn(
+        1, 3, 64, 64
+    )
 
 
 def bert() -> tuple[nn.Module, Any]:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     ids = torch.randint(0, 100, (2, 12))
     return BertModel(config), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -90,7 +92,7 @@ CASES = {
     "residual CNN": Case(residual_net, "blocks.1.conv2"),
     "MLP mixer": Case(mixer, "1.tokens.2"),
     "transformer encoder": Case(encoder, "layers.1.linear1"),
-    "timm ViT": Case(timm_vit, "blocks.2.mlp.fc1"),
+    "timm ViT": Case(timm_vit, "blocks.1.mlp.fc1"),
     "BERT": Case(bert, "encoder.layer.1.intermediate.dense"),
 }
 

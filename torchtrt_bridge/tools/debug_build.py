@@ -158,7 +158,7 @@ def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTMo
     backend = made.backend if made.backend in graph_routes else "auto" if made.results else "onnx"
     parts = {segment.runtime for segment in made.segments}
     hybrid: Any = False if not made.results else "allow_torch" if parts == {"torch"} else "auto"
-    build = BuildOptions(tf32=bool(made.provenance.get("tf32")))
+    build = BuildOptions(tf32=bool(made.provenance.get("tf32")), minimum_share=0.0)  # nothing to refuse
     precision = precision_of(made)
     if precision.quantized and made.source is None:  # a form to learn names from; what runs is the module's own
         precision = Precision(precision.other or "fp32")
