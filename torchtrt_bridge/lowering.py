@@ -197,14 +197,14 @@ class _Work:
         return self._kept is not None and str(node.target) in self._kept.calls
 
     def _spelled_out(self, program: ExportedProgram, spelled: Sequence[forms.Operation]) -> ExportedProgram:
-        failures: list[BridgeError] = []
+        failures: list[tuple[BridgeError, tuple[Any, ...]]] = []
 
         def watched(body: Callable[..., Any]) -> Callable[..., Any]:
             def run(*values: Any) -> Any:
                 try:
                     return body(*values)
                 except BridgeError as error:
-                    failures.append(error)
+                    failures.append((error, error.args))  # to which torch adds its own lines on the way out
                     raise
 
             return run
@@ -213,7 +213,9 @@ class _Work:
             made = program.run_decompositions({each.operator: watched(each.body) for each in spelled})
         except Exception as error:
             if failures:
-                raise failures[0] from failures[0].__cause__  # without the retracing around it
+                failure, arguments = failures[0]
+                failure.args = arguments
+                raise failure from failure.__cause__  # without the retracing around it
             names = ", ".join(sorted({str(each.call) for each in spelled}))
             raise ConverterFailed(
                 f"torch cannot capture what converters made: {type(error).__name__}: {error} (of {names})"

@@ -93,9 +93,9 @@ def check_converter(
                 for form, (model, names) in itertools.product(forms, models):
                     bench = Bench(registration, form, model, describe(sample), shapes, where, tolerance, plans, stages)
                     trials += bench.trials(routes, names)
-    found = ConverterCheck(
-        f"the converter of {registration.target} ({registration.origin})", tuple(forms), tuple(trials)
-    )
+    origin = registration.origin
+    name = f"the converter of {registration.target} ({origin.module}.{origin.qualname})"
+    found = ConverterCheck(name, tuple(forms), tuple(trials))
     if show:
         print(found)
     return found

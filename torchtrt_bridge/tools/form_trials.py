@@ -143,7 +143,7 @@ class Bench:
             return None
         served = getattr(route, "served", None)
         reasons = [served(call, place).reason for call in calls] if served is not None else []
-        return "; ".join(filter(None, reasons)) or f"{route.name} did without the form on {place}"
+        return "; ".join(filter(None, reasons) if any(reasons) else notes)
 
     def _trial(
         self, route: str, place: Place, precision: str, outcome: str, error: float = math.nan, reason: str = ""

@@ -12,10 +12,8 @@ from torch import Tensor
 
 import torchtrt_bridge as ttb
 
-from . import add_rms_norm as operator
 
-
-@ttb.converter(operator, reason="a Triton kernel, which no route can see into")
+@ttb.converter("fused_norm::add_rms_norm", reason="a Triton kernel, which no route can see into")
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     total = x + residual
     scale = torch.rsqrt(total.float().square().mean(-1, keepdim=True) + eps)
