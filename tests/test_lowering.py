@@ -258,10 +258,17 @@ def test_a_module_that_writes_to_its_argument_keeps_its_own_lowering() -> None:
 
 def test_calls_inside_of_torch_cond_keep_their_own_lowering() -> None:
     class Either(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cond(x.sum() > 0, lambda x: wave(x) + 1, lambda x: x - 1, (x,)) + wave(x)
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = Gate()
 
+        def forward(self, x: Tensor) -> Tensor:
+            inside = torch.cond(x.sum() > 0, lambda x: wave(x) + 1, lambda x: self.gate(x)["out"] - 1, (x,))
+            return inside + wave(x)
+
+    ttb.compile(nn.ReLU().eval(), torch.randn(3))  # has told Dynamo, which traces the branches, to leave this package alone
     ttb.converter(wave)(lambda x, scale: torch.cos(x - torch.pi / 2) * scale)
+    ttb.converter(Gate)(lambda gate, x, shift: {"out": gate.slope + shift, "unused": None})
     captured = lowered(Either(), torch.randn(3, 4))
     assert [c.rejected for c in captured.conversions] == [""]
     for x in (torch.ones(3, 4), -torch.ones(3, 4)):

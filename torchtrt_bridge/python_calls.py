@@ -83,6 +83,7 @@ def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _module(target: type[nn.Module], take: Taker, model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     original = target.forward
 
+    @_followed
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if type(self).forward is not forward:  # a subclass that calls its parent's
             return original(self, *args, **kwargs)
@@ -95,6 +96,7 @@ def _autograd_function(target: Any, take: Taker, model: nn.Module) -> Iterator[t
     original = target.forward
     separate = target.setup_context is not torch.autograd.Function.setup_context
 
+    @_followed
     def forward(*args: Any, **kwargs: Any) -> Any:
         if separate:
             return take(original, args, kwargs)
@@ -118,6 +120,7 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
     """Wherever the function is a name: of a module of Python, of the globals that the model's code sees, of a module of
     the model. (What holds it otherwise, as a dict of functions does, goes on calling it.)"""
 
+    @_followed
     @functools.wraps(target)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         return take(target, args, kwargs)
@@ -130,6 +133,13 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
         for name, value in list(namespace.items()):
             if value is target:
                 yield namespace, name, replacement
+
+
+def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` such that Dynamo traces through it, which has torch.cond's branches to trace and is told to leave this
+    package's code alone (:func:`.runtime.tracing.keep_dynamo_out`)."""
+    follow = getattr(sys.modules.get("torch._dynamo"), "dont_skip_tracing", None)
+    return function if follow is None else follow(function)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
