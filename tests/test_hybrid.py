@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
@@ -25,6 +26,7 @@ from torchtrt_bridge.errors import (
     RunsOnCPU,
     VerificationFailed,
 )
+from torchtrt_bridge.runtime import cpu
 
 TESTS = Path(__file__).parent
 
@@ -141,6 +143,29 @@ def test_what_comes_out_wrong_is_left_to_pytorch_where_that_is_allowed(monkeypat
     fast = ttb.compile(model, x, device="cpu", backend="onnx", hybrid="allow_torch")
     (layer,) = fast.report.hybrid["layers"]
     assert (layer["operator"], layer["place"]) == ("aten.gelu", "1") and "result is wrong" in layer["reason"]
+    assert_same(fast(x), model(x).detach())
+
+
+def test_what_cannot_be_run_is_left_to_pytorch(monkeypatch):
+    """As TensorRT, which was seen to build a plan for which it then had no kernels."""
+    real = cpu.OnnxExecution.__call__
+
+    def broken(self, tensors):
+        if any(node.name.endswith("gelu") for node in self.nodes):
+            raise RuntimeError("no valid execution plans")
+        return real(self, tensors)
+
+    def remember(self, model, *names):
+        make(self, model, *names)
+        self.nodes = onnx.load_model_from_string(model.numpy().tobytes()).graph.node
+
+    make = cpu.OnnxExecution.__init__
+    monkeypatch.setattr(cpu.OnnxExecution, "__init__", remember)
+    monkeypatch.setattr(cpu.OnnxExecution, "__call__", broken)
+    model, x = Twisted().head.eval(), torch.randn(3, 16)
+    fast = ttb.compile(model, x, device="cpu", backend="onnx")
+    (layer,) = fast.report.hybrid["layers"]
+    assert layer["operator"] == "aten.gelu" and "no valid execution plans" in layer["reason"]
     assert_same(fast(x), model(x).detach())
 
 

@@ -69,8 +69,8 @@ def convert(
     Args:
         routes: those that take pieces (they have ``refusals``), best first.
         allow_torch: accept a result with no TensorRT segment at all.
-        suspicious: the whole model came out wrong, so each piece is run and compared with eager; the operator that a
-            wrong one is due to is PyTorch's from then on. Takes no part where the result runs elsewhere.
+        suspicious: the whole model came out wrong, or could not be run, so each piece is run and compared with eager;
+            the operator that a wrong one is due to is PyTorch's from then on. Takes no part where the result runs elsewhere.
 
     Raises:
         NothingInTensorRT: there is none.
@@ -194,10 +194,13 @@ class _Work:
         from .runtime.module import TRTModule
 
         limit = DEFAULTS[self._precision.narrowest]
-        module = TRTModule(self._place.device, _artifact=artifact)
         if any(t.numel() == 0 for t in captured.inputs):
             return  # such a piece is not run
-        results = zip(captured.signature.outputs, captured.eager(captured.inputs), module.run_flat(captured.inputs))
+        try:
+            actual = TRTModule(self._place.device, _artifact=artifact).run_flat(captured.inputs)
+        except RuntimeError as error:
+            raise ConversionFailed(f"TensorRT cannot run it: {error}") from error
+        results = zip(captured.signature.outputs, captured.eager(captured.inputs), actual)
         for spec, expected, actual in results:
             row = compare("the example", spec.name, expected, actual, limit)
             if not row.passed:

@@ -73,6 +73,7 @@ class Attempts:
     def __init__(self) -> None:
         self.rows: list[Attempt] = []
         self.errors: list[BridgeError] = []
+        self.faulty = False  # whether a route failed otherwise than by its word: in TensorRT, as it loaded or ran
         self._missing: list[bool] = []
 
     def make(
@@ -108,6 +109,7 @@ class Attempts:
             _log.warning("the route %r failed in a way that it should not", route.name, exc_info=True)
             failure = ConversionFailed(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
+            self.faulty = True
         outcome = "wrong" if isinstance(failure, VerificationFailed) else "failed"
         self.rows.append(Attempt(route.name, outcome, f"{failure}", time.perf_counter() - began))
         self.errors.append(failure)
@@ -206,7 +208,7 @@ def in_parts(
         BridgeError: see :meth:`Attempts.error`.
     """
     parts = _for_parts(candidates(backend), options)
-    suspicious = hybrid == "allow_torch" and attempts.wrong
+    suspicious = attempts.faulty or (hybrid == "allow_torch" and attempts.wrong)
     if hybrid is True or (hybrid and parts and (attempts.may_be_cut() or suspicious)):
         began = time.perf_counter()
         route = Hybrid(parts, hybrid == "allow_torch", suspicious)

@@ -57,8 +57,8 @@ Not counted is what says nothing of a compiler: eager does not run it, the resul
 not capture it (with such dims).
 
 Two columns: *whole* is `hybrid=False`, all of it in TensorRT but for what no engine can take or give at its edges
-([hybrid.md](hybrid.md)), `tensorrt+torch` in the table by route; *hybrid* is `hybrid="allow_torch"`: PyTorch runs what no
-route takes, all of it if need be, as an operator by itself leaves nothing else.
+([hybrid.md](hybrid.md)), `tensorrt+torch` in the table by route; *hybrid* is `hybrid="allow_torch"`: PyTorch runs what
+no route takes, all of it if need be, as an operator by itself leaves nothing else.
 
 {left_out}
 """
@@ -101,8 +101,8 @@ def _before_and_after(cases: Sequence[Mapping[str, Any]]) -> str:
 
 
 _BEFORE = """
-Before the built-in converters, whole in TensorRT, and now. The run before was stopped after 430 s, and asked for indices
-out of range in 14 cases, which ended the process; both were of the sweep's own making.
+Before the built-in converters, whole in TensorRT, and now. The run before was stopped after 430 s, and asked for
+indices out of range in 14 cases, which ended the process; both were of the sweep's own making.
 
 """
 
