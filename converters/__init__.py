@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = """
     attention convolution distance elementwise fourier image indexing linear_algebra losses normalization ordering
-    pooling product reduction sampling scan shape sorting special whole_numbers
+    pooling product reduction sampling scan scattering shape sorting special whole_numbers
 """.split()
 _REGISTERING = ["tensorrt_layers"]
 

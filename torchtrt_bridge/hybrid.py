@@ -70,7 +70,8 @@ def convert(
         routes: those that take pieces (they have ``refusals``), best first.
         allow_torch: accept a result with no TensorRT segment at all.
         suspicious: the whole model came out wrong, or could not be run, so each piece is run and compared with eager;
-            the operator that a wrong one is due to is PyTorch's from then on. Takes no part where the result runs elsewhere.
+            the operator that a wrong one is due to is PyTorch's from then on. Takes no part where the result runs
+            elsewhere.
 
     Raises:
         NothingInTensorRT: there is none.
