@@ -198,10 +198,10 @@ class _Work:
         if any(t.numel() == 0 for t in captured.inputs):
             return  # such a piece is not run
         try:
-            actual = TRTModule(self._place.device, _artifact=artifact).run_flat(captured.inputs)
+            found = TRTModule(self._place.device, _artifact=artifact).run_flat(captured.inputs)
         except RuntimeError as error:
             raise ConversionFailed(f"TensorRT cannot run it: {error}") from error
-        results = zip(captured.signature.outputs, captured.eager(captured.inputs), actual)
+        results = zip(captured.signature.outputs, captured.eager(captured.inputs), found)
         for spec, expected, actual in results:
             row = compare("the example", spec.name, expected, actual, limit)
             if not row.passed:
