@@ -14,6 +14,7 @@ from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import EngineMismatch, InvalidInput, InvalidOption
+from torchtrt_bridge.tools import debug_build
 from torchtrt_bridge.tools.points import counterparts
 
 ORT = ("residual CNN", "MLP mixer")  # the others in fp16: their ONNX models take long to make
@@ -117,6 +118,17 @@ def test_a_module_in_parts_is_built_again_from_the_program_that_it_keeps():
     assert blind.first is None and not blind.results[0].passed
     assert "built from other weights than this model's" in blind.notes[1]
     assert "the debug build's own results are not the module's" in blind.notes[2]
+
+
+def test_what_is_built_again_gives_each_tensor_in_the_dtype_that_it_is_computed_in(monkeypatch):
+    model, x = Twisted().eval(), torch.randn(3, 8)
+    model = overflowing(model, "head.0", x)
+    built = []
+    monkeypatch.setattr(debug_build, "_make", lambda *a, make=debug_build._make: built.append(make(*a)) or built[-1])
+    found = ttb.compare(model, ttb.compile(model, x, "fp16", hybrid=True, verify=False), x)
+    assert found.first.place == "head.0" and found.first.nonfinite
+    dtypes = dict(zip([layer.name for layer in found.layers], [s.dtype for s in built[0].signature.outputs[2:]]))
+    assert dtypes["head.0/linear"] == "float16" and dtypes["body.2/layer_norm"] == "float32"
 
 
 def test_a_converter_that_computes_something_else_is_found():

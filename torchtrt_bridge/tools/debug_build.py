@@ -19,12 +19,12 @@ from ..capture import CapturedModel
 from ..errors import EngineMismatch, RunsOnCPU
 from ..lowering import lower
 from ..options import BuildOptions
-from ..precision import Precision
+from ..precision import Precision, cast_program
 from ..progress import Stages
 from ..rebuilding import precision_of, recapture
 from ..registry import Snapshot
 from .marking import marked
-from .points import counterparts, kinds, observe
+from .points import counterparts, kinds, observe, retype_results
 
 if TYPE_CHECKING:
     from ..runtime.module import TRTModule
@@ -119,7 +119,7 @@ def _rebuilt(
     for start in builds:
         with stages("building for debugging"):
             captured, had = observed(nodes[start : start + _MOST_RESULTS])
-            module = _make(captured, compiled, stages)
+            module = _make(_as_computed(captured, own, precision_of(compiled.made)), compiled, stages)
         with stages("comparing"):
             outputs = [tensor.cpu() for tensor in module.run_flat(inputs)]
         del module
@@ -146,6 +146,19 @@ def _kept(subject: Subject, made: Artifact, nodes: Sequence[str]) -> _Observe:
 
 def _missing(count: int, total: int) -> list[str]:
     return [f"{count} of {total} layers have no counterpart in what was compiled"] if count else []
+
+
+def _as_computed(captured: CapturedModel, own: int, precision: Precision) -> CapturedModel:
+    """``captured`` with the results after its ``own`` in the dtypes that they are computed in. A cast to float32 at the
+    end might be fused with the layer before it, and what overflows in float16 would be finite."""
+    results: Any = cast_program(captured.program, precision).program.graph.output_node().args[0]
+    dtypes = [node.meta["val"].dtype for node in results]
+    for index, node in enumerate(results[own:], own):
+        while node.target is torch.ops.aten._to_copy.default:
+            node = node.args[0]
+        if node.op == "call_function":
+            dtypes[index] = node.meta["val"].dtype
+    return retype_results(captured, dtypes)
 
 
 def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTModule:

@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from ..batch_norm import fold_batch_norm
 from ..capture import CapturedModel
-from ..fx_nodes import module_path, operator_name
+from ..fx_nodes import module_path, operator_name, retyped
 from ..operator_classes import VIEWS
 from ..partition import Graph
 from ..program_graph import rebuild
@@ -86,6 +86,38 @@ def with_results(program: ExportedProgram, names: Iterable[str]) -> ExportedProg
     call.outputs = []  # nobody asks for their names, which folding may change
     call.out_spec = _pytree.tree_structure(tuple(output.args[0]))  # type: ignore[arg-type]
     return result
+
+
+def retype_results(captured: CapturedModel, dtypes: Sequence[torch.dtype]) -> CapturedModel:
+    """``captured`` with results of other float dtypes: one for each, in order."""
+    specs = captured.signature.outputs
+    outputs = tuple(dataclasses.replace(s, dtype=str(d).removeprefix("torch.")) for s, d in zip(specs, dtypes))
+    return dataclasses.replace(
+        captured,
+        program=_retyped(captured.program, dtypes),
+        signature=dataclasses.replace(captured.signature, outputs=outputs),
+        formed=_retyped(captured.formed, dtypes) if captured.formed is not None else None,
+        routes={name: retype_results(other, dtypes) for name, other in captured.routes.items()},
+    )
+
+
+def _retyped(program: ExportedProgram, dtypes: Sequence[torch.dtype]) -> ExportedProgram:
+    changed = rebuild(program, copy.deepcopy(program.graph), {})
+    output, specs = changed.graph.output_node(), changed.graph_signature.output_specs
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    for index, (node, dtype) in enumerate(zip(results, dtypes)):
+        if node.meta["val"].dtype == dtype:
+            continue
+        with changed.graph.inserting_before(output):
+            results[index] = changed.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
+        results[index].meta = {**node.meta, "val": retyped(node.meta["val"], dtype)}
+        specs[index] = dataclasses.replace(specs[index], arg=TensorArgument(results[index].name))
+    output.args = (tuple(results),)
+    changed.graph_module.recompile()
+    call = changed.module_call_graph[0].signature
+    assert call is not None
+    call.outputs = []
+    return changed
 
 
 def counterparts(
