@@ -90,6 +90,21 @@ class Network:
             raise UnsupportedLayer("torch2trt's converter makes a plugin of version 2, which this TensorRT lacks.")
         return add(inputs, plugin)
 
+    def add_scale(self, input: Any, mode: Any, shift: Any = None, scale: Any = None, power: Any = None) -> Any:
+        return self.add_scale_nd(input, mode, shift, scale, power)
+
+    def add_scale_nd(
+        self, input: Any, mode: Any, shift: Any = None, scale: Any = None, power: Any = None, channel_axis: int = 1
+    ) -> Any:
+        """Without a power of one: fused into a convolution, it is computed, and NaN for what is negative."""
+        if isinstance(power, np.ndarray) and bool((power == 1).all()):
+            power = None
+        weights = [self.trt.Weights() if weight is None else self._held(weight) for weight in (shift, scale, power)]
+        layer = self.real.add_scale_nd(input, mode, *weights, channel_axis)
+        if layer is None:
+            raise UnsupportedLayer("TensorRT refused a scale layer.")
+        return layer
+
     def reshape(self, tensor: Any, shape: tuple[int, ...]) -> Any:
         layer = self.real.add_shuffle(tensor)
         layer.reshape_dims = shape
