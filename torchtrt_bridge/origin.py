@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .attributes import checked, collect
 from .errors import InvalidFile
@@ -67,9 +68,21 @@ def digest(model: nn.Module) -> str:
     for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
         for name, tensor in sorted(named(remove_duplicate=False), key=lambda pair: pair[0]):
             if id(tensor) not in known:
-                known[id(tensor)] = hashlib.sha256(contents(_dense(tensor))).hexdigest()
+                inside = hashlib.sha256()
+                for part in _parts(tensor):
+                    inside.update(contents(_dense(part)))
+                known[id(tensor)] = inside.hexdigest()
             whole.update(f"{kind} {name} {tensor.dtype} {list(tensor.shape)} {known[id(tensor)]}\n".encode())
     return whole.hexdigest()
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that ``tensor`` is made of: of a subclass that wraps others (a quantized weight), those."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ..fx_nodes import operator_name
 from ..precision import Precision
 from .calibrating import constant_in, digest, observe, quantizable
 from .calibration import Calibration
+from .foreign import normalized
 from .formats import FORMATS, Format
 from .graph import is_quantized
 from .naming import tensor_names
@@ -50,6 +51,7 @@ def quantize(
     if settings is not None or calibration is not None:
         _refuse_unused(precision, calibration, settings)
     settings = settings or Quantization()
+    captured = dataclasses.replace(captured, program=normalized(captured.program))
     precision = precision.at(place.needs_plan, settings.other)
     if settings.weight_only is not None:
         return _weights_written(captured, settings), precision

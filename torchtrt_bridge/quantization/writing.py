@@ -56,7 +56,8 @@ class Writer:
             key = (source, form)
             if key not in self._pairs:
                 smooth = self._divided(source, place, divisors[tensor]) if tensor in divisors else source
-                self._pairs[key] = self._pair(smooth, form, amax[tensor, form] / form.max or 1.0, reader)
+                scale = amax[tensor, form] / form.max or 1.0
+                self._pairs[key] = self.pair(smooth, scale, (form.min, form.max), form.dtype, reader)
             reader.replace_input_with(source, self._pairs[key])
         if place.weight is not None:
             self.quantize_weight(place, form, factor=divisors.get(place.activations[0]))
@@ -91,9 +92,9 @@ class Writer:
                 specs.append(spec)
         return rebuild(program, self.graph, {}, specs, tensors)
 
-    def _pair(self, source: Node, form: Format, scale: float, reader: Node) -> Node:
+    def pair(self, source: Node, scale: float, limits: tuple[int, int], dtype: torch.dtype, reader: Node) -> Node:
         """The dequantized value of ``source``, quantized just after it is made."""
-        numbers = (scale, 0, form.min, form.max, form.dtype)
+        numbers = (scale, 0, *limits, dtype)
         value = source.meta["val"]
         with self.graph.inserting_before(_after(source)):
             quantized = self.graph.create_node(
@@ -106,7 +107,7 @@ class Writer:
                 {"out_dtype": value.dtype},
                 name=f"{source.name}_dequantized",
             )
-        _describe(quantized, source, form.dtype, reader)
+        _describe(quantized, source, dtype, reader)
         _describe(result, source, value.dtype, reader)
         return result
 
@@ -130,17 +131,38 @@ class Writer:
         tensor = tensor_of(self._program, weight.name)
         tensor = tensor if factor is None else tensor.detach().float() * factor
         numbers, scales = quantized_weight(tensor, form, axis, group)
+        return self.dequantized(weight, numbers, scales, (form.min, form.max), axis, reader)
+
+    def dequantized(
+        self,
+        weight: Node,
+        numbers: torch.Tensor,
+        scales: torch.Tensor,
+        limits: tuple[int, int],
+        axis: int,
+        reader: Node,
+        dtype: torch.dtype | None = None,
+    ) -> Node:
+        """The value, before ``reader``, of ``numbers`` that are stored beside the parameter ``weight``.
+
+        Args:
+            scales: float32; one for all (``[]``), for each index of ``axis``, or, of a matrix, for each group in a row.
+            limits: of the numbers.
+            dtype: of the value; None: that of ``weight``.
+        """
+        dtype = dtype or weight.meta["val"].dtype
         stored = self._parameter(weight, "quantized", numbers)
-        limits, dtype = (form.min, form.max, form.dtype), weight.meta["val"].dtype
+        kind = (*limits, numbers.dtype)
         operator, kwargs = _ops.dequantize_per_channel.default, {"out_dtype": dtype}
         arguments: tuple[Any, ...]
         if not scales.ndim:
-            operator, arguments = _ops.dequantize_per_tensor.default, (stored, scales.item(), 0, *limits)
-        elif group is None:
-            arguments = (stored, self._parameter(weight, "scale", scales), None, axis, *limits)
+            operator, arguments = _ops.dequantize_per_tensor.default, (stored, scales.item(), 0, *kind)
+        elif scales.ndim == 1:
+            arguments = (stored, self._parameter(weight, "scale", scales), None, axis, *kind)
         else:
             operator, kwargs = _ops.dequantize_per_channel_group.default, {}
-            arguments = (stored, self._parameter(weight, "scale", scales), None, *limits, group, dtype)
+            group = numbers.shape[1] // scales.shape[1]
+            arguments = (stored, self._parameter(weight, "scale", scales), None, *kind, group, dtype)
         with self.graph.inserting_before(reader):
             result = self.graph.create_node(
                 "call_function", operator, arguments, kwargs, name=f"{weight.name}_dequantized"

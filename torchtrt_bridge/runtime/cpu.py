@@ -60,6 +60,8 @@ class OnnxExecution:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its warnings are about its own optimizer; errors come as exceptions
         options.intra_op_num_threads = torch.get_num_threads()
+        # weights in few bits do not make the activations so
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         content = model.numpy().tobytes()
         # it would make a float32 Gemm of a quantized product and its bias
         unwanted = ["MatMulAddFusion"] if b"DequantizeLinear" in content else []

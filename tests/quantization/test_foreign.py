@@ -1,0 +1,85 @@
+"""Models that were quantized elsewhere are taken as they are: the same results, in the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import error, mlp
+from torch import nn
+
+import torchtrt_bridge as ttb
+from torchtrt_bridge.errors import ConversionFailed
+
+X = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+
+
+def compiled_error(model, precision="fp32"):
+    """Of the module on the CPU against the quantized model itself; both round to the same numbers."""
+    return error(model(X), ttb.compile(model, X, precision, hybrid=False)(X))
+
+
+class FakeQuantized(nn.Module):
+    """As QAT and ModelOpt leave a layer: its input and its weight rounded by fixed scales."""
+
+    def __init__(self, asymmetric=False):
+        super().__init__()
+        self.layer = nn.Linear(64, 8)
+        weight = self.layer.weight.detach()
+        self.register_buffer("scale", torch.tensor([0.03]))
+        self.register_buffer("zero", torch.tensor([3 if asymmetric else 0], dtype=torch.int32))
+        self.register_buffer("weight_scale", weight.abs().amax(1) / 127)
+        self.register_buffer("weight_zero", torch.zeros(8, dtype=torch.int32))
+
+    def forward(self, x):
+        x = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, -128, 127)
+        scales = self.weight_scale, self.weight_zero
+        weight = torch.fake_quantize_per_channel_affine(self.layer.weight, *scales, 0, -127, 127)
+        return nn.functional.linear(x, weight, self.layer.bias)
+
+
+def test_fake_quantized_layers():
+    model = FakeQuantized().eval()
+    fast = ttb.compile(model, X, "int8", backend="onnx")  # needs no data
+    assert error(model(X), fast(X)) < 1e-6
+    assert fast.report.runtime == "onnxruntime" and b"QuantizeLinear" in fast.state_dict()["engine"].numpy().tobytes()
+
+
+def test_an_asymmetric_one_is_refused_with_its_place():
+    with pytest.raises(ConversionFailed, match="fake_quantize_per_tensor_affine .* is not symmetric"):
+        ttb.compile(FakeQuantized(asymmetric=True).eval(), X)
+
+
+def test_the_result_of_pt2e_with_our_quantizer():
+    pytest.importorskip("torchao")
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    from torchtrt_bridge.quantization.quantizer import TensorRTQuantizer
+
+    exact = mlp()
+    for precision, limit in (("int8", 0.03), ("fp8", 0.08)):
+        prepared = prepare_pt2e(torch.export.export(exact, (X,)).module(), TensorRTQuantizer(precision))
+        prepared(X)
+        converted = convert_pt2e(prepared)
+        assert 1e-4 < error(exact(X), converted(X)) < limit
+        assert compiled_error(converted, precision) < 5e-3  # a value between two numbers may go to the other
+
+
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"])
+def test_what_quantize_of_torchao_makes(kind):
+    quantization = pytest.importorskip("torchao.quantization")
+    options = {}
+    if kind == "IntxWeightOnlyConfig":
+        options = {"weight_dtype": torch.int4, "granularity": quantization.PerGroup(32)}
+    model, exact = mlp(), mlp()
+    exact.load_state_dict(model.state_dict())
+    quantization.quantize_(model, getattr(quantization, kind)(**options))
+    assert 1e-4 < error(exact(X), model(X)) < 0.2
+    assert compiled_error(model) < 1e-5
+
+
+def test_scales_that_are_chosen_while_it_runs_are_refused():
+    quantization = pytest.importorskip("torchao.quantization")
+    model = mlp()
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+    with pytest.raises(ConversionFailed, match="chooses scales while it runs"):
+        ttb.compile(model, X)
