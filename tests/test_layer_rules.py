@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -49,15 +50,20 @@ def model():
     return Model().eval()
 
 
-def bound(model, mapping):
-    captured = capture(model, torch.randn(3, 16))
-    return captured, Precision.parse(mapping).bind(captured.program.graph, captured.model)
+@functools.cache
+def captured():
+    torch.manual_seed(0)
+    return capture(Model().eval(), torch.randn(3, 16))
 
 
-def asked(model, mapping):
+def bound(mapping):
+    return Precision.parse(mapping).bind(captured().program.graph, captured().model)
+
+
+def asked(mapping):
     """The precision that each linear layer was asked to have, by its path."""
-    captured, precision = bound(model, mapping)
-    return {module_path(n): precision.of(n) for n in captured.program.graph.nodes if operator_name(n) == "linear"}
+    precision = bound(mapping)
+    return {module_path(n): precision.of(n) for n in captured().program.graph.nodes if operator_name(n) == "linear"}
 
 
 LINEARS = [*(f"encoder.{i}.{name}" for i in range(3) for name in ("up", "down")), "head"]
@@ -81,8 +87,8 @@ LINEARS = [*(f"encoder.{i}.{name}" for i in range(3) for name in ("up", "down"))
     ],
     ids=str,
 )
-def test_a_key_names_modules_and_all_below_them(model, mapping, raised):
-    found = asked(model, {"default": "fp16", **mapping})
+def test_a_key_names_modules_and_all_below_them(mapping, raised):
+    found = asked({"default": "fp16", **mapping})
     assert found == {path: "fp32" if path in raised else "fp16" for path in LINEARS}
 
 
@@ -103,8 +109,8 @@ def test_a_key_names_modules_and_all_below_them(model, mapping, raised):
     ],
     ids=str,
 )
-def test_which_key_decides(model, mapping, expected):
-    assert asked(model, {"default": "fp16", **mapping})["encoder.0.up"] == expected
+def test_which_key_decides(mapping, expected):
+    assert asked({"default": "fp16", **mapping})["encoder.0.up"] == expected
 
 
 @pytest.mark.parametrize(
@@ -146,14 +152,13 @@ def test_a_value_that_names_no_precision_is_an_error():
         Precision.parse({"encoder": "fp61"})
 
 
-def test_the_default_is_fp32_where_none_is_given(model):
-    assert asked(model, {"head": "fp16"}) == {path: "fp16" if path == "head" else "fp32" for path in LINEARS}
+def test_the_default_is_fp32_where_none_is_given():
+    assert asked({"head": "fp16"}) == {path: "fp16" if path == "head" else "fp32" for path in LINEARS}
 
 
-def test_each_layer_computes_in_its_own_dtype(model):
+def test_each_layer_computes_in_its_own_dtype():
     mapping = {"default": "fp16", "encoder.0": "fp32", "encoder.1": "bf16", "encoder.1.up": "fp16"}
-    captured, precision = bound(model, mapping)
-    cast = cast_program(captured.program, precision)
+    cast = cast_program(captured().program, bound(mapping))
     found = {module_path(n): n.meta["val"].dtype for n in cast.program.graph.nodes if operator_name(n) == "linear"}
     assert found == {
         "encoder.0.up": torch.float32, "encoder.0.down": torch.float32,
@@ -201,10 +206,9 @@ def test_the_report_and_the_file_have_the_mapping(model, tmp_path):
     assert not torch.equal(fast(x), ttb.compile(model, x, "fp16", device="cpu", backend="onnx")(x))
 
 
-def test_the_fingerprint_knows_the_mapping(model):
-    captured = capture(model, torch.randn(3, 16))
+def test_the_fingerprint_knows_the_mapping():
     texts = {
-        fingerprint(captured, Place(torch.device("cpu")), {"precision": Precision.parse(value)})
+        fingerprint(captured(), Place(torch.device("cpu")), {"precision": Precision.parse(value)})
         for value in ("fp16", {"default": "fp16", "head": "fp32"}, {"default": "fp16", "head": "bf16"})
     }
     assert len(texts) == 3
@@ -218,8 +222,8 @@ def test_explain_takes_a_mapping(model, monkeypatch):
         ttb.explain(model, torch.randn(3, 16), {"heads": "fp32"})
 
 
-def test_torch2trt_refuses_layers_of_their_own_by_name(model):
-    captured, precision = bound(model, {"default": "fp16", "head": "fp32"})
+def test_torch2trt_refuses_layers_of_their_own_by_name():
+    precision = bound({"default": "fp16", "head": "fp32"})
     place = Place(torch.device("cpu"), "portable")
     with pytest.raises(ConversionFailed, match=r"torch2trt writes one precision .*fp16; head: fp32"):
-        Torch2TrtBackend().convert(captured, precision, ttb.BuildOptions(), place, lambda *_: None)
+        Torch2TrtBackend().convert(captured(), precision, ttb.BuildOptions(), place, lambda *_: None)

@@ -165,7 +165,8 @@ class TRTModule(OneEngine):
 
     @property
     def precision(self) -> str:
-        """The precision written into the graph: ``"fp32"``, ``"fp16"`` or ``"bf16"``."""
+        """The name of the precision that was asked for; of several, of all layers that no rule names. ``report`` has
+        the rules."""
         return self._loaded().precision
 
     @property
