@@ -138,11 +138,11 @@ def compile(
 
             def made(chosen: Options) -> TRTModule:
                 given = (ranges, None, quantize) if chosen.precision.quantized else (None, None, None)
-                quantized, chosen = _quantize(captured, chosen, place, *given, stages)
+                quantized, chosen = with_quantization(captured, chosen, place, *given, stages)
                 return make(quantized, place, chosen, stages, origin)
 
             return fastest_precision(made, options, criterion, captured, place)
-        captured, options = _quantize(captured, options, place, calibration, calibration_input, quantize, stages)
+        captured, options = with_quantization(captured, options, place, calibration, calibration_input, quantize, stages)
         return make(captured, place, options, stages, origin)
 
 
@@ -189,7 +189,7 @@ def build(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(torch.device("cpu"), target or "portable")
-        captured, options = _quantize(captured, options, place, calibration, calibration_input, quantize, stages)
+        captured, options = with_quantization(captured, options, place, calibration, calibration_input, quantize, stages)
         return make(captured, place, options, stages, Origin.of(model, attributes))
 
 
@@ -432,7 +432,7 @@ def _observed(
         return observe(captured, calibration, select, settings.batches if settings is not None else None)
 
 
-def _quantize(
+def with_quantization(
     captured: CapturedModel,
     options: Options,
     place: Place,

@@ -132,7 +132,6 @@ def test_training_mode_is_taken_where_it_changes_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"int8_mode": True}, "int8_mode=True: torchtrt_bridge does not quantize yet"),
         ({"default_device_type": "DLA"}, "not for DLA"),
         ({"dla_core": 1}, "not for DLA"),
         ({"device_types": {nn.ReLU(): "DLA"}}, "not for DLA"),

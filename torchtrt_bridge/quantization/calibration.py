@@ -123,6 +123,37 @@ class Calibration:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             raise InvalidFile(f"{path} is no saved calibration: {type(error).__name__}: {error}.") from None
 
+    @classmethod
+    def from_table(cls, table: bytes | str | os.PathLike[str], names: Mapping[str, str] | None = None) -> Calibration:
+        """The ranges of an old TensorRT calibration table: its path, or its content as bytes.
+
+        They are taken as they are, so ``method`` and ``smooth`` have no effect. Data gives more; calibrate again where
+        there is some.
+
+        Args:
+            names: what the tensors are called here, by their names in the table: what the error names that
+                :func:`torchtrt_bridge.compile` raises where one is missing.
+
+        Raises:
+            InvalidFile: it is no such table.
+        """
+        from .old_tables import read_table
+
+        if not isinstance(table, bytes):
+            with open(table, "rb") as file:
+                table = file.read()
+        ranges = read_table(table)
+        return cls({}, ranges={(names or {}).get(name, name): amax for name, amax in ranges.items()})
+
+    def to_table(self, settings: Quantization | None = None) -> bytes:
+        """The ranges for int8 in the form of an old TensorRT calibration table."""
+        from .formats import FORMATS
+        from .old_tables import write_table
+
+        settings = settings or Quantization()
+        chosen = {name: choose_range(h, FORMATS["int8"], settings) for name, h in self.histograms.items()}
+        return write_table({**chosen, **self.ranges})
+
     def __repr__(self) -> str:
         lines = [self._summary()]
         lines += [f"  {name}: {low:.4g} to {high:.4g}" for name, low, high in self._rows()]

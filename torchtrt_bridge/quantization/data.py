@@ -125,6 +125,8 @@ def _iterable(data: Any, size: int) -> Iterable[Any]:
 
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=size)
+    if not isinstance(data, Iterable) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return (data[index] for index in range(len(data)))
     if isinstance(data, (torch.Tensor, str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise InvalidOption(
             f"calibration={type(data).__name__}: give an iterable of batches (a DataLoader, a dataset, a list of what"

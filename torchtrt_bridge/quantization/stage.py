@@ -20,6 +20,7 @@ from .foreign import normalized
 from .formats import FORMATS, Format
 from .graph import is_quantized
 from .naming import tensor_names
+from .old_tables import batches_of, is_calibrator
 from .placement import Placement, placements
 from .settings import Quantization
 from .smoothing import smoothing
@@ -38,7 +39,7 @@ def quantize(
     the precision with what is not quantized decided.
 
     Args:
-        calibration: a :class:`Calibration`, or the data for one.
+        calibration: a :class:`Calibration`, the data for one, or an object in the style of ``IInt8Calibrator``.
         select: see :func:`.calibrating.calibrate`.
 
     Raises:
@@ -67,6 +68,8 @@ def quantize(
         )
     if isinstance(calibration, Calibration):
         calibration.check(digest(captured.program))
+    elif is_calibrator(calibration):
+        calibration = _of_calibrator(captured, calibration, settings)
     else:
         calibration = observe(captured, calibration, select, settings.batches)
     return _written(captured, precision, calibration, settings), precision
@@ -87,6 +90,17 @@ def _refuse_unused(precision: Precision, calibration: Any, settings: Quantizatio
             f"{given}= is for precision='int8' and 'fp8', and for quantize=Quantization(weight_only=...); this is"
             f" {precision.name!r}."
         )
+
+
+def _of_calibrator(captured: CapturedModel, calibrator: Any, settings: Quantization) -> Calibration:
+    """The ranges in the cache of an ``IInt8Calibrator``; else what its batches show, which then goes into its cache."""
+    cache = calibrator.read_calibration_cache()
+    if cache:
+        return Calibration.from_table(bytes(cache))
+    made = observe(captured, batches_of(calibrator, captured), limit=settings.batches)
+    if callable(getattr(calibrator, "write_calibration_cache", None)):
+        calibrator.write_calibration_cache(made.to_table(settings))
+    return made
 
 
 def _written(

@@ -1,4 +1,4 @@
-"""The calibrator for int8. ``torch2trt(int8_mode=True)`` raises so far, so nothing calls it yet."""
+"""The calibrator for int8: what ``torchtrt_bridge.compile(..., "int8", calibration=DatasetCalibrator(...))`` takes."""
 
 from __future__ import annotations
 

@@ -68,6 +68,12 @@ __all__ = [
 ]
 
 _WORKSPACE = 1 << 25  # torch2trt's default; TensorRT 10 and later are not told it there, nor here
+_METHODS = {  # of choosing a range, by the algorithms of TensorRT's old calibrators
+    "LEGACY_CALIBRATION": "percentile",
+    "ENTROPY_CALIBRATION": "entropy",
+    "ENTROPY_CALIBRATION_2": "entropy",
+    "MINMAX_CALIBRATION": "max",
+}
 _LEVELS = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 
 
@@ -111,6 +117,9 @@ def torch2trt(
         input_names, output_names: the engine's names of the tensors; None means ``input_0``, ``output_0``, ...
         log_level: a severity of ``trt.Logger``: TensorRT's messages from there up go to stderr.
         fp16_mode: precision ``"fp16"``.
+        int8_mode: precision ``"int8"``, the rest in what ``fp16_mode`` says.
+        int8_calib_dataset: a :class:`Dataset` of arguments that look like those of later calls; None: ``inputs``.
+        int8_calib_algorithm: how ranges are chosen: entropy, or, for the others, percentile and min-max.
         max_workspace_size: the layers' scratch memory; the default leaves it to TensorRT.
         strict_type_constraints: always so: networks are strongly typed.
         keep_network: has no effect; the attribute ``network`` raises, as no network outlives the build.
@@ -119,20 +128,23 @@ def torch2trt(
         max_batch_size: axis 0 of every input from 1 to this.
 
     Raises:
-        InvalidOption: an argument that cannot be honoured: ``int8_mode``, DLA, ``onnx_opset``,
+        InvalidOption: an argument that cannot be honoured: DLA, ``onnx_opset``,
             ``avg_timing_iterations``, an unknown one. Others: see :func:`torchtrt_bridge.compile`.
     """
-    _refuse(int8_mode, default_device_type, dla_core, device_types, onnx_opset, avg_timing_iterations, kwargs)
+    _refuse(default_device_type, dla_core, device_types, onnx_opset, avg_timing_iterations, kwargs)
     from ...backends.base import Place
-    from ...compiler import Options, make, ordinary_tensors
+    from ...compiler import Options, make, ordinary_tensors, with_quantization
     from ...options import BuildOptions
     from ...origin import Origin
+    from ...precision import Precision
     from ...progress import Stages
+    from ...quantization.settings import Quantization
     from .ranges import Ranges, capture_with
 
     ranges = Ranges.of(inputs, min_shapes, opt_shapes, max_shapes, max_batch_size)
     build = BuildOptions(workspace=None if max_workspace_size == _WORKSPACE else max_workspace_size)
-    precision = "fp16" if fp16_mode else "fp32"
+    other = "fp16" if fp16_mode else "fp32"
+    precision = Precision("int8", other=other) if int8_mode else Precision(other)
     options = Options.parse(precision, "onnx" if use_onnx else "auto", build, verify=True, source=False, max_contexts=8)
     with _saying(log_level), Stages() as stages, ordinary_tensors():
         with stages("capturing"):
@@ -144,12 +156,15 @@ def torch2trt(
             inputs=_named(captured.signature.inputs, input_names, "input"),
             outputs=_named(captured.signature.outputs, output_names, "output"),
         )
-        captured = dataclasses.replace(captured, signature=signature)
-        return TRTModule.of(make(captured, Place(captured.device), options, stages, Origin.of(module, None)))
+        captured, place = dataclasses.replace(captured, signature=signature), Place(captured.device)
+        if int8_mode:
+            data = int8_calib_dataset if int8_calib_dataset is not None else [ranges.example]
+            settings = Quantization(method=_method(int8_calib_algorithm), last_layer=True)
+            captured, options = with_quantization(captured, options, place, data, None, settings, stages)
+        return TRTModule.of(make(captured, place, options, stages, Origin.of(module, None)))
 
 
 def _refuse(
-    int8_mode: bool,
     default_device_type: Any,
     dla_core: int,
     device_types: Mapping[Any, Any],
@@ -157,8 +172,6 @@ def _refuse(
     avg_timing_iterations: int | None,
     unknown: Mapping[str, Any],
 ) -> None:
-    if int8_mode:
-        raise InvalidOption("int8_mode=True: torchtrt_bridge does not quantize yet; use fp16_mode=True or neither.")
     kinds = [default_device_type, *device_types.values()]
     if dla_core or any(getattr(kind, "name", kind) not in (None, "GPU") for kind in kinds):
         raise InvalidOption("torchtrt_bridge builds for GPUs only, not for DLA; leave the device types out.")
@@ -169,6 +182,14 @@ def _refuse(
     for name in unknown:
         known = inspect.signature(torch2trt).parameters
         raise InvalidOption(f"torch2trt() has no argument {name!r}.{nearest(name, known)}")
+
+
+def _method(algorithm: Any) -> str:
+    """How ranges are chosen. Raises InvalidOption for what is no algorithm of TensorRT's."""
+    name = str(getattr(algorithm, "name", algorithm))
+    if name not in _METHODS:
+        raise InvalidOption(f"int8_calib_algorithm={algorithm!r}: there is {', '.join(_METHODS)}.{nearest(name, _METHODS)}")
+    return _METHODS[name]
 
 
 def _route() -> str:
