@@ -221,7 +221,7 @@ def raising(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def test_a_form_that_gives_something_else_is_refused_by_name_and_place(form: Any, message: str) -> None:
     ttb.converter("lowering_tests::norm")(form)
     with pytest.raises(
-        ConverterFailed, match=f"converter of lowering_tests::norm .in norm.,.*{form.__name__}.*{message}"
+        ConverterFailed, match=rf"converter of lowering_tests::norm in norm \(.*{form.__name__}, .*{message}\.?$"
     ):
         lowered(Model(), torch.randn(3, 4), dynamic_batch=(1, 3, 8))
 
@@ -233,7 +233,7 @@ def writing(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def test_a_form_that_writes_to_its_argument_is_refused_by_name() -> None:
     ttb.converter("lowering_tests::norm")(writing)
-    with pytest.raises(ArgumentWritten, match="of lowering_tests::norm .in norm.,.*writing.* writes to one of its arg"):
+    with pytest.raises(ArgumentWritten, match="of lowering_tests::norm in norm .*writing.* writes to one of its"):
         lowered(Model(), torch.randn(3, 4))
 
 

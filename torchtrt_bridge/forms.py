@@ -89,7 +89,7 @@ class FormCall:
         if form is None:
             return tensors_of(self.run(self.original, values))
         try:
-            with NoWrites(values, str(self).rstrip(",")):
+            with NoWrites(values, str(self)):
                 found = tensors_of(self.run(form, values))
         except BridgeError:
             raise
@@ -122,10 +122,12 @@ class FormCall:
         return args, kwargs
 
     def __str__(self) -> str:
-        place = f"in {self.place}" if self.place else "in the model's own forward"
+        place = self.place or "the model's own forward"
         if self.registration is None:
-            return f"{getattr(self.original, '__qualname__', self.original)} ({place})"
-        return f"The converter of {self.registration.target} ({place}), {self.registration.origin},"
+            return f"{getattr(self.original, '__qualname__', self.original)} in {place}"
+        origin = self.registration.origin
+        where = f"{origin.module}.{origin.qualname}, {origin.file}:{origin.line}"
+        return f"The converter of {self.registration.target} in {place} ({where})"
 
 
 class ModuleView:

@@ -56,7 +56,7 @@ def serving(captured: CapturedModel, takes: Callable[[FormCall], bool]) -> Expor
         return captured.program
     work = _Work(captured.formed, None, Snapshot(), None)
     with export_lock, torch.no_grad():
-        work.settle(lambda call: takes(call))
+        work.settle(takes)
     return work.program
 
 
@@ -168,30 +168,36 @@ class _Work:
         for node in [n for n in graph.nodes if n.name in found]:
             opaque = stays_opaque(found[node.name])
             call = dataclasses.replace(found[node.name], library=library)
-            values = list(node.args) if call_of(node.target) or self._is_kept(node) else _nodes(node)
-            result = node.meta["val"]
-            single = self._is_kept(node) and len(result) == 1
-            operation = forms.define(call, values, result[0] if single else result, opaque)
-            with graph.inserting_before(node):
-                new = graph.create_node("call_function", operation.operator, tuple(values), {})
-            new.meta = {**node.meta, "val": result[0] if single else result}
-            for user in list(node.users) if single else ():
-                user.replace_all_uses_with(new)
-                graph.erase_node(user)
-            node.replace_all_uses_with(new)
-            inside = self._inside.get(node.name, frozenset())
-            graph.erase_node(node)
-            new.name = node.name
+            operation = self._operation(node, call, opaque)
             if opaque:
                 self.opaque[str(operation.operator)] = call
             else:
                 spelled.append(operation)
             if call.registration is not None:
-                self._inside[node.name] = inside | {call.registration}
+                self._inside[node.name] = self._inside.get(node.name, frozenset()) | {call.registration}
                 if call_of(node.target) is None:
                     self.conversions.append(Conversion(call.registration, call.place))
         marked = rebuild(self.program, graph, {})
         self.program = self._spelled_out(marked, spelled) if spelled else marked
+
+    def _operation(self, node: Node, call: FormCall, opaque: bool) -> forms.Operation:
+        """An operator for ``call``, put in the place of ``node``."""
+        result, single = node.meta["val"], False
+        if self._is_kept(node):
+            single = len(result) == 1
+            result = result[0] if single else result
+        values = list(node.args) if call_of(node.target) or self._is_kept(node) else _nodes(node)
+        operation = forms.define(call, values, result, opaque)
+        with node.graph.inserting_before(node):
+            new = node.graph.create_node("call_function", operation.operator, tuple(values), {})
+        new.meta = {**node.meta, "val": result}
+        for user in list(node.users) if single else ():
+            user.replace_all_uses_with(new)
+            node.graph.erase_node(user)
+        node.replace_all_uses_with(new)
+        node.graph.erase_node(node)
+        new.name = node.name
+        return operation
 
     def _is_kept(self, node: Node) -> bool:
         return self._kept is not None and str(node.target) in self._kept.calls

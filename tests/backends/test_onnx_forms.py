@@ -82,7 +82,5 @@ def raises(x: Any, scale: float) -> Any:
 @pytest.mark.parametrize(("form", "message"), [(only_one, "2"), (raises, "raised RuntimeError.*no such thing")])
 def test_what_an_onnx_form_does_wrong_is_named(form: Any, message: str) -> None:
     ttb.converter("onnx_forms_tests::halves").onnx(form)
-    with pytest.raises(
-        ConverterFailed, match=rf"onnx_forms_tests::halves \(in halves\), .*{form.__name__} .*{message}"
-    ):
+    with pytest.raises(ConverterFailed, match=rf"onnx_forms_tests::halves in halves \(.*{form.__name__}, .*{message}"):
         ttb.compile(Model().eval(), torch.randn(3, 4), backend="onnx", hybrid=False)
