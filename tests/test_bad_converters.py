@@ -109,11 +109,11 @@ def test_where_a_form_fails_the_next_route_is_taken_and_the_report_names_it() ->
     made.onnx(broken)
     net, x = model(), torch.randn(3, 4)
     with pytest.raises(
-        ConverterFailed, match=r"bad_converters_tests::shift \(in 1\).*raised KeyError in its ONNX form"
+        ConverterFailed, match=r"bad_converters_tests::shift in 1 .*raised KeyError in its ONNX form"
     ):
         ttb.compile(net, x, backend="onnx", hybrid=False, converters=[made])
     fast = ttb.compile(net, x, converters=[made])
     assert fast.backend == "torch_tensorrt"
     failed = fast.report.routes[0]
-    assert failed["outcome"] == "failed" and "bad_converters_tests::shift (in 1)" in failed["reason"]
+    assert failed["outcome"] == "failed" and "bad_converters_tests::shift in 1 " in failed["reason"]
     torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
