@@ -266,7 +266,7 @@ def test_calls_inside_of_torch_cond_keep_their_own_lowering() -> None:
             inside = torch.cond(x.sum() > 0, lambda x: wave(x) + 1, lambda x: self.gate(x)["out"] - 1, (x,))
             return inside + wave(x)
 
-    ttb.compile(nn.ReLU().eval(), torch.randn(3))  # has told Dynamo, which traces the branches, to leave this package alone
+    ttb.compile(nn.ReLU().eval(), torch.randn(3))  # has told Dynamo, which traces the branches, to leave this package
     ttb.converter(wave)(lambda x, scale: torch.cos(x - torch.pi / 2) * scale)
     ttb.converter(Gate)(lambda gate, x, shift: {"out": gate.slope + shift, "unused": None})
     captured = lowered(Either(), torch.randn(3, 4))

@@ -136,8 +136,8 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
 
 
 def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` such that Dynamo traces through it, which has torch.cond's branches to trace and is told to leave this
-    package's code alone (:func:`.runtime.tracing.keep_dynamo_out`)."""
+    """``function`` such that Dynamo traces through it, which has torch.cond's branches to trace and is told to leave
+    this package's code alone (:func:`.runtime.tracing.keep_dynamo_out`)."""
     follow = getattr(sys.modules.get("torch._dynamo"), "dont_skip_tracing", None)
     return function if follow is None else follow(function)  # type: ignore[no-any-return]
 
