@@ -14,7 +14,7 @@ from torchtrt_bridge.backends.base import Place
 from torchtrt_bridge.backends.onnx import OnnxBackend
 from torchtrt_bridge.backends.torch2trt import Torch2TrtBackend
 from torchtrt_bridge.capture import capture
-from torchtrt_bridge.errors import ConversionFailed, InvalidOption
+from torchtrt_bridge.errors import ConversionFailed, InvalidFile, InvalidOption
 from torchtrt_bridge.fingerprint import fingerprint
 from torchtrt_bridge.fx_nodes import module_path, operator_name
 from torchtrt_bridge.precision import Precision, cast_program
@@ -204,6 +204,27 @@ def test_the_report_and_the_file_have_the_mapping(model, tmp_path):
     assert rebuilt.report.precision == fast.report.precision
     assert torch.equal(rebuilt(x), fast(x))
     assert not torch.equal(fast(x), ttb.compile(model, x, "fp16", device="cpu", backend="onnx")(x))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"kind": "place"},
+        {"pattern": 3},
+        {"pattern": "(", "kind": "regex"},
+        {"precision": "fp61"},
+        {"flags": "i"},
+        {"subclasses": [1]},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_mapping_in_a_file_is_found(damage):
+    data = bound({"default": "fp16", "head": "fp32"}).to_dict()
+    assert Precision.from_dict(data) == bound({"default": "fp16", "head": "fp32"})
+    data["rules"][0].update(damage)
+    with pytest.raises(InvalidFile, match="The saved precision is damaged"):
+        Precision.from_dict(data)
 
 
 def test_the_fingerprint_knows_the_mapping():

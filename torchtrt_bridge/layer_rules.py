@@ -68,6 +68,11 @@ class Rule:
         texts = (rule.kind, rule.pattern, rule.precision, *rule.subclasses)
         if not all(type(text) is str for text in texts) or type(rule.flags) is not int or rule.kind not in _KINDS:
             raise ValueError(f"{data!r} is no rule")
+        if rule.kind == "regex":
+            try:
+                re.compile(rule.pattern, rule.flags)
+            except re.error as error:
+                raise ValueError(f"{rule.pattern!r} is no regular expression: {error}") from None
         return rule
 
     def __str__(self) -> str:
