@@ -16,6 +16,7 @@ from torchtrt_bridge.backends.onnx import OnnxBackend
 from torchtrt_bridge.capture import capture
 from torchtrt_bridge.edges import Edges, elsewhere
 from torchtrt_bridge.errors import ConversionFailed
+from torchtrt_bridge.lowering import lower
 from torchtrt_bridge.options import BuildOptions
 from torchtrt_bridge.precision import Precision
 from torchtrt_bridge.runtime.module import TRTModule
@@ -110,6 +111,30 @@ def test_on_the_cpu_there_are_none() -> None:
 def test_a_plan_is_built_whole() -> None:
     module = ttb.build(Call(lambda x: (x.float() * 2 > 0).nonzero()).eval(), torch.ones(3, 4).short(), hybrid=False)
     assert module.report.runtime == "torch+tensorrt" and module.report.backend == "onnx"
+
+
+def test_explain_sees_no_obstacle_in_an_edge() -> None:
+    found = ttb.explain(Call(lambda x: (x * 2).double()).eval(), torch.randn(3), target="portable")
+    assert found.routes[0].takes and not found.routes[0].reasons
+
+
+def test_a_converters_own_form_stays_inside() -> None:
+    @torch.library.custom_op("bridge_tests::half_of", mutates_args=())
+    def half_of(x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+    half_of.register_fake(torch.empty_like)
+    form = ttb.converter("bridge_tests::half_of")(lambda x: x / 2)
+    form.onnx(lambda x: x)
+    try:
+        snapshot = ttb.converter.snapshot()
+    finally:
+        ttb.converter.remove(form)
+    model = Call(lambda x: torch.ops.bridge_tests.half_of(x).double()).eval()
+    edges = Edges.of(lower(capture(model, torch.randn(3), converters=snapshot), snapshot), PLAN)
+    assert edges is not None and edges.inner.formed is not None
+    operators = {str(node.target) for node in edges.inner.formed.graph.nodes}
+    assert operators & set(edges.inner.calls) and "aten._to_copy.default" not in operators
 
 
 def test_what_computes_in_float64_is_refused() -> None:

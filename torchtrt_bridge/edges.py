@@ -37,16 +37,17 @@ class Edges:
     @classmethod
     def of(cls, captured: CapturedModel, place: Place) -> Edges | None:
         """The edges of ``captured``; None where nothing at them keeps it from TensorRT, or more than they do."""
-        found = explicit(captured.program) if place.needs_plan else None
+        found = _cut(captured.program) if place.needs_plan else None
         if found is None:
             return None
-        program, steps = found
-        pieces = cut(program, dict.fromkeys(steps, "at the edge"), smallest=0)
-        engines = [piece for piece in pieces if piece.in_tensorrt]
-        if len(engines) != 1 or any(n.name not in steps for p in pieces if not p.in_tensorrt for n in p.nodes):
-            return None
-        whole = dataclasses.replace(captured, program=program)
-        return cls(_inner(whole, pieces, engines[0]), captured, program, tuple(pieces))
+        program, pieces = found
+        inner = _inner(dataclasses.replace(captured, program=program), pieces)
+        opaque = _cut(captured.formed) if captured.formed is not None else None
+        if opaque is not None:
+            formed = _inner(dataclasses.replace(captured, program=opaque[0]), opaque[1])
+            if (formed.signature.inputs, formed.signature.outputs) == (inner.signature.inputs, inner.signature.outputs):
+                inner = dataclasses.replace(inner, formed=formed.program, calls=captured.calls)
+        return cls(inner, captured, program, pieces)
 
     def around(self, artifact: Artifact) -> Artifact:
         """``artifact``, which a route made of :attr:`inner`, as the whole model's."""
@@ -86,9 +87,23 @@ def elsewhere(captured: CapturedModel) -> tuple[str, ...]:
     )
 
 
-def _inner(whole: CapturedModel, pieces: Sequence[Piece], engine: Piece) -> CapturedModel:
+def _cut(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Piece, ...]] | None:
+    """``program`` with its edges apart, and its pieces, one of them the engine's; None where there is no such cut."""
+    found = explicit(program)
+    if found is None:
+        return None
+    program, steps = found
+    pieces = cut(program, dict.fromkeys(steps, "at the edge"), smallest=0)
+    if sum(piece.in_tensorrt for piece in pieces) != 1:
+        return None
+    outside = {node.name for piece in pieces if not piece.in_tensorrt for node in piece.nodes}
+    return (program, tuple(pieces)) if outside <= steps else None
+
+
+def _inner(whole: CapturedModel, pieces: Sequence[Piece]) -> CapturedModel:
     """The engine's piece as a model of its own."""
     program = whole.program
+    engine = next(piece for piece in pieces if piece.in_tensorrt)
     graph = Graph(program, {})
     values: dict[Node, torch.Tensor] = dict(zip(graph.inputs, whole.inputs))
     for piece in pieces[: pieces.index(engine)]:

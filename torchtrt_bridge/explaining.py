@@ -16,6 +16,7 @@ from torch.fx import Node
 from .backends.base import Backend, Place, Served
 from .capture import CapturedModel, capture
 from .compiler import ordinary_tensors, parse_device
+from .edges import Edges
 from .errors import BridgeError
 from .forms import FormCall
 from .lowering import lower, serving
@@ -187,8 +188,10 @@ def place_of(node: Node) -> str:
 
 def _answer(route: Backend, captured: CapturedModel, place: Place) -> RouteAnswer:
     captured = captured.for_route(route.name)
-    support = route.supports(captured, place)
     ask = getattr(route, "refusals", None)
+    edges = Edges.of(captured, place) if ask is not None else None
+    captured = captured if edges is None else edges.inner
+    support = route.supports(captured, place)
     if support.missing or ask is None:
         return RouteAnswer(route.name, support.possible, support.reasons)
     served = {call: route.served(call, place) for call in captured.calls.values()}  # type: ignore[attr-defined]
