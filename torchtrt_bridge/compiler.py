@@ -142,7 +142,9 @@ def compile(
                 return make(quantized, place, chosen, stages, origin)
 
             return fastest_precision(made, options, criterion, captured, place)
-        captured, options = with_quantization(captured, options, place, calibration, calibration_input, quantize, stages)
+        captured, options = with_quantization(
+            captured, options, place, calibration, calibration_input, quantize, stages
+        )
         return make(captured, place, options, stages, origin)
 
 
@@ -189,7 +191,9 @@ def build(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(torch.device("cpu"), target or "portable")
-        captured, options = with_quantization(captured, options, place, calibration, calibration_input, quantize, stages)
+        captured, options = with_quantization(
+            captured, options, place, calibration, calibration_input, quantize, stages
+        )
         return make(captured, place, options, stages, Origin.of(model, attributes))
 
 

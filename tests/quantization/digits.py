@@ -69,7 +69,7 @@ def trained(kind: type[nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind()
-        epochs, size = (5, 32) if kind is SmallCNN else (25, 64)
+        epochs, size = (5, 32) if kind is SmallCNN else (18, 64)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
         steps = epochs * (len(labels) // size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

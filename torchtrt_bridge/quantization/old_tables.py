@@ -1,9 +1,9 @@
 """What was calibrated for TensorRT before: its calibration tables, and calibrators in the style of ``IInt8Calibrator``.
 
 A table is what ``trtexec --calib`` reads and a calibrator's ``write_calibration_cache`` wrote: after a first line with
-TensorRT's version and the algorithm, ``name: 3c010a14`` for each tensor, a float32 scale in hexadecimal (``amax / 127``;
-https://docs.nvidia.com/deeplearning/tensorrt/10.x.x/inference-library/work-quantized-types.html). The names are those of
-the network that it was made for; an ONNX model of ours has its tensors' (``linear_3``).
+TensorRT's version and the algorithm, ``name: 3c010a14`` for each tensor, a float32 scale (``amax / 127``) in
+hexadecimal. The names are those of the network that it was made for; an ONNX model of ours has its tensors'
+(``linear_3``).
 """
 
 from __future__ import annotations

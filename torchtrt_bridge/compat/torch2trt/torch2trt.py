@@ -188,7 +188,8 @@ def _method(algorithm: Any) -> str:
     """How ranges are chosen. Raises InvalidOption for what is no algorithm of TensorRT's."""
     name = str(getattr(algorithm, "name", algorithm))
     if name not in _METHODS:
-        raise InvalidOption(f"int8_calib_algorithm={algorithm!r}: there is {', '.join(_METHODS)}.{nearest(name, _METHODS)}")
+        known = ", ".join(_METHODS)
+        raise InvalidOption(f"int8_calib_algorithm={algorithm!r}: there is {known}.{nearest(name, _METHODS)}")
     return _METHODS[name]
 
 
