@@ -126,6 +126,20 @@ def raising(*_: Any) -> Any:
     raise KeyError("no such weight")
 
 
+def int8_convolution(ctx: Any, x: Any, weight: Any, factor: float) -> Any:
+    """Layers that the network takes, and that TensorRT-RTX 1.6 has no kernel for."""
+    scale = ctx.constant(0.1)
+
+    def in_int8(tensor: Any) -> Any:
+        quantized = ctx.network.add_quantize(tensor, scale, ctx.trt.int8).get_output(0)
+        return ctx.network.add_dequantize(quantized, scale, ctx.trt.float32).get_output(0)
+
+    image, no_weights = in_int8(ctx.reshape(x, [1, 1, 3, 4])), ctx.trt.Weights(ctx.trt.float32)
+    convolution = ctx.network.add_convolution_nd(image, 1, (1, 1), no_weights)
+    convolution.set_input(1, in_int8(ctx.constant(torch.ones(1, 1, 1, 1))))
+    return ctx.reshape(convolution.get_output(0), [3, 4])
+
+
 WRONG = {
     "aten: number": ("aten", lambda x, w, f: (x * w * f, x), "gives 2 tensors, and what it converts one tensor"),
     "aten: dtype": ("aten", lambda x, w, f: (x * w * f).double(), "a result of torch.float64; expected: torch.float32"),
@@ -144,6 +158,7 @@ WRONG = {
     "tensorrt: shape": ("tensorrt", lambda ctx, x, w, f: ctx.reshape(x, [4, 3]), "float32[4, 3], and must be"),
     "tensorrt: nothing": ("tensorrt", lambda ctx, x, w, f: None, "the result is a NoneType"),
     "tensorrt: raises": ("tensorrt", raising, "KeyError: 'no such weight'"),
+    "tensorrt: fails in the builder": ("tensorrt", int8_convolution, "scaled.convolution"),
     "tensorrt: a layer that TensorRT refuses": (
         "tensorrt",
         lambda ctx, x, w, f: prod(ctx, x, ctx.reshape(x, [12])),
@@ -160,7 +175,8 @@ def test_a_mistake_is_a_row_with_the_reason_and_an_error_by_name(mistake: str) -
     check = ttb.check_converter(registered(**forms), [SAMPLE], **options)
     (trial,) = check.failures
     assert trial.form == form and reason in trial.reason and "While executing" not in trial.reason
-    assert "check_tests::scaled" in (trial.reason if "values" not in mistake else repr(check))
+    known_by_name = "values" not in mistake and "builder" not in mistake
+    assert "check_tests::scaled" in (trial.reason if known_by_name else repr(check))
     with pytest.raises(ConverterFailed, match="the converter of check_tests::scaled .* is not right"):
         check.raise_if_failed()
 
