@@ -92,6 +92,15 @@ def test_a_model_without_products_has_no_such_work():
     assert build(nn.ReLU().eval(), "fp16").report.work == {}
 
 
+def test_products_that_a_route_makes_of_something_else_are_held_to_nothing():
+    class Resize(nn.Module):
+        def forward(self, x):
+            return nn.functional.interpolate(x, size=(5, 7), mode="bilinear", antialias=True)
+
+    module = ttb.build(Resize().eval(), torch.randn(1, 2, 8, 8), "fp16", backend="onnx", hybrid=False)
+    assert module.report.work["by"] == {"fp32": 1.0} and module.report.work["asked"] == {}
+
+
 def test_a_share_outside_its_range_is_an_error():
     with pytest.raises(InvalidOption, match="minimum_share=90"):
         ttb.BuildOptions(minimum_share=90)

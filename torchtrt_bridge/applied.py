@@ -15,7 +15,8 @@ from typing import Any
 from torch.fx import Graph
 
 from .errors import PrecisionNotApplied
-from .fx_nodes import module_path
+from .fx_nodes import module_path, operator_name
+from .operator_classes import LOW
 from .precision import Precision
 
 _MOST = 20  # layers that a report names
@@ -104,7 +105,7 @@ def applied(
     total = sum(item.flops for item in work)
     if not total:
         return None
-    wanted = {module_path(node): precision.of(node) for node in graph.nodes if node.op == "call_function"}
+    wanted = _wanted(graph, precision)
     by: dict[str, int] = collections.Counter()
     asked: dict[str, int] = collections.Counter()
     met: dict[str, int] = collections.Counter()
@@ -113,6 +114,8 @@ def applied(
         asks = wanted.get(_path(_short(item.layer)), precision.name)
         got = item.built or item.typed
         by[got] += item.flops
+        if asks is None:
+            continue
         asked[asks] += item.flops
         if asks == "fp32" or got == asks or (got in _EIGHT_BITS and asks not in _EIGHT_BITS):
             met[asks] += item.flops
@@ -125,6 +128,17 @@ def applied(
         how=how,
         missed=tuple(sorted(missed, key=lambda row: -row.share)),
     )
+
+
+def _wanted(graph: Graph, precision: Precision) -> dict[str, str | None]:
+    """The precision that the products and convolutions of each module are to run in, by its path; None where the model
+    has none there: what a route makes products of (a resize, a determinant) is held to nothing."""
+    wanted: dict[str, str | None] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            asks = precision.of(node) if operator_name(node) in LOW else None
+            wanted[module_path(node)] = asks or wanted.get(module_path(node))
+    return wanted
 
 
 def require(found: Applied, minimum: float) -> None:
