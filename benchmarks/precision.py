@@ -10,12 +10,14 @@ the next row when it is started again. A refusal is a row too, with its message.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/precision.json"))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after this time")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="MODEL")
+    parser.add_argument("--turn", type=Path, help="a file to lock while measuring, for several processes at once")
     parser.add_argument("--cpu", action="store_true", help="MiniLM in int8 on the CPU against eager, and no more")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -52,7 +55,8 @@ def main() -> None:
         if not left:
             continue
         model, inputs = make(name, BATCH, "cuda")
-        eager = milliseconds(lambda: call(model, inputs))  # noqa: B023
+        with turn(arguments.turn):
+            eager = milliseconds(lambda: call(model, inputs))  # noqa: B023
         data = None
         for key in left:
             if time.monotonic() - began > arguments.seconds:
@@ -61,7 +65,7 @@ def main() -> None:
             precision, route = key.split(" | ")[1:]
             if precision in ("int8", "fp8") and data is None:
                 data = ttb.calibrate(model, inputs, [inputs])
-            rows[key] = measured(model, inputs, precision, route, data, eager)
+            rows[key] = measured(model, inputs, precision, route, data, eager, arguments.turn)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             partial = arguments.out.with_suffix(".partial")
             partial.write_text(json.dumps(rows, indent=1))
@@ -70,7 +74,9 @@ def main() -> None:
     show(rows)
 
 
-def measured(model: Any, inputs: Any, precision: str, route: str, data: Any, eager: float) -> dict[str, Any]:
+def measured(
+    model: Any, inputs: Any, precision: str, route: str, data: Any, eager: float, lock: Path | None
+) -> dict[str, Any]:
     """One row; int8 leaves convolutions in fp16, and says so, where TensorRT refuses them."""
     asked: Any = precision
     refused = ""
@@ -91,9 +97,11 @@ def measured(model: Any, inputs: Any, precision: str, route: str, data: Any, eag
     with torch.no_grad():
         error = difference(call(model, inputs), call(module, inputs))
     work = module.report.work or {}
+    with turn(lock):
+        taken = milliseconds(lambda: call(module, inputs))
     return {
         "error": error,
-        "ms": milliseconds(lambda: call(module, inputs)),
+        "ms": taken,
         "eager_ms": eager,
         "engine_mb": sum(t.numel() for n, t in module.state_dict().items() if "engine" in n) / 1e6,
         "share": (work.get("by") or {}).get(precision),
@@ -117,18 +125,36 @@ def difference(expected: Any, actual: Any) -> float:
     return max(errors, key=lambda value: float("inf") if value != value else value)
 
 
+@contextlib.contextmanager
+def turn(lock: Path | None) -> Iterator[None]:
+    """One process at a time measures, of those that name the same file."""
+    if lock is None:
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @torch.no_grad()
 def milliseconds(run: Callable[[], Any], repeats: int = 30) -> float:
-    """The median of a call, after three that are not counted."""
+    """The median of a call, after three that are not counted: between two CUDA events on a GPU, else wall time."""
     times = []
     for index in range(repeats + 3):
-        start = time.perf_counter()
-        run()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            taken = begin.elapsed_time(end)
+        else:
+            start = time.perf_counter()
+            run()
+            taken = (time.perf_counter() - start) * 1e3
         if index >= 3:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
+            times.append(taken)
+    return statistics.median(times)
 
 
 def on_cpu() -> None:
