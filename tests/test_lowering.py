@@ -266,13 +266,32 @@ def test_calls_inside_of_torch_cond_keep_their_own_lowering() -> None:
             inside = torch.cond(x.sum() > 0, lambda x: wave(x) + 1, lambda x: self.gate(x)["out"] - 1, (x,))
             return inside + wave(x)
 
-    ttb.compile(nn.ReLU().eval(), torch.randn(3))  # has told Dynamo, which traces the branches, to leave this package
+    ttb.compile(nn.ReLU().eval(), torch.randn(3))  # tells Dynamo, which traces the branches, not to follow
     ttb.converter(wave)(lambda x, scale: torch.cos(x - torch.pi / 2) * scale)
     ttb.converter(Gate)(lambda gate, x, shift: {"out": gate.slope + shift, "unused": None})
     captured = lowered(Either(), torch.randn(3, 4))
     assert [c.rejected for c in captured.conversions] == [""]
     for x in (torch.ones(3, 4), -torch.ones(3, 4)):
         assert_computes(captured, x)
+
+
+def test_a_kept_module_may_hold_others_of_its_class() -> None:
+    class Nest(nn.Module):
+        def __init__(self, inner: nn.Module | None = None) -> None:
+            super().__init__()
+            self.inner, self.slope = inner or nn.Identity(), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * self.slope
+
+    @ttb.converter(Nest, when=lambda call: isinstance(call.module.inner, nn.Identity))
+    def of_nest(module: Nest, x: Tensor) -> Tensor:
+        return torch.maximum(x, x) * module.slope
+
+    captured = lowered(Nest(Nest(Nest())), torch.randn(3, 4))
+    assert operators(captured.program).count("aten.maximum.default") == 1
+    assert [c.place for c in captured.conversions if not c.rejected] == ["inner.inner"]
+    assert_computes(captured, torch.randn(3, 4))
 
 
 def test_when_decides_call_by_call() -> None:

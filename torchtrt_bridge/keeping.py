@@ -75,7 +75,7 @@ class _Keeper:
         self._kept, self._registrations, self._model, self._span = kept, registrations, model, span
 
     def __call__(self, original: Callable[..., Any], args: Any, kwargs: Any, module: nn.Module | None = None) -> Any:
-        if torch.compiler.is_dynamo_compiling() or not self._span.holds():
+        if not self._span.holds():
             return original(*args, **kwargs) if module is None else original(module, *args, **kwargs)
         args, kwargs = normalized(original, args, kwargs, module)
         call, values = recorded(original, args, kwargs, module)

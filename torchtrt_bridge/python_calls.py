@@ -85,7 +85,8 @@ def _module(target: type[nn.Module], take: Taker, model: nn.Module) -> Iterator[
 
     @_followed
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if type(self).forward is not forward:  # a subclass that calls its parent's
+        # a subclass that calls its parent's, or Dynamo, which traces the branches of torch.cond
+        if type(self).forward is not forward or torch.compiler.is_dynamo_compiling():
             return original(self, *args, **kwargs)
         return take(original, args, kwargs, self)
 
@@ -98,6 +99,8 @@ def _autograd_function(target: Any, take: Taker, model: nn.Module) -> Iterator[t
 
     @_followed
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return original(*args, **kwargs)
         if separate:
             return take(original, args, kwargs)
         context, *rest = args
@@ -123,6 +126,8 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
     @_followed
     @functools.wraps(target)
     def replacement(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return target(*args, **kwargs)
         return take(target, args, kwargs)
 
     setattr(replacement, STANDS_FOR, target)
@@ -135,11 +140,11 @@ def _function(target: Any, take: Taker, model: nn.Module) -> Iterator[tuple[Any,
                 yield namespace, name, replacement
 
 
-def _followed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` such that Dynamo traces through it, which has torch.cond's branches to trace and is told to leave
-    this package's code alone (:func:`.runtime.tracing.keep_dynamo_out`)."""
-    follow = getattr(sys.modules.get("torch._dynamo"), "dont_skip_tracing", None)
-    return function if follow is None else follow(function)  # type: ignore[no-any-return]
+def _followed(function: Any) -> Any:
+    """``function`` as code of no file. Dynamo, which traces torch.cond's branches, is told to leave this package's
+    files alone (:func:`.runtime.tracing.keep_dynamo_out`), and would give up at code of them."""
+    function.__code__ = function.__code__.replace(co_filename="<a converter's target>")
+    return function
 
 
 @contextlib.contextmanager
