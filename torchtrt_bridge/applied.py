@@ -19,7 +19,7 @@ from .fx_nodes import module_path, operator_name
 from .operator_classes import LOW
 from .precision import Precision
 
-_MOST = 20  # layers that a report names
+_MOST = 100  # layers that a report names
 _EIGHT_BITS = ("int8", "fp8")
 
 

@@ -6,40 +6,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .applied import applied, require
-from .backends.base import Artifact, Place
-from .backends.torch_tensorrt_settings import check_route
+from .asked import Options, ordinary_tensors, parse_device
+from .backends.base import Place
 from .capture import CapturedModel, capture
-from .errors import ON_CPU, DeviceMismatch, InvalidOption, RunsOnCPU, nearest
+from .errors import ON_CPU, InvalidOption, RunsOnCPU, nearest
 from .fastest_precision import Criterion, fastest_precision
+from .finishing import Finish
 from .lowering import lower
 from .options import BuildOptions
 from .origin import Origin
-from .precision import Precision
 from .precision_support import check_support
 from .progress import Stages
 from .quantization.calibration import Calibration
 from .quantization.settings import Quantization
 from .registry import Snapshot, converter
-from .report import Report
 from .runtime.module import TRTModule
-from .selection import candidates, convert_and_check
+from .selection import convert_and_check
 from .tracebacks import leaves_no_memory
-from .verify import TF32, Row, Tolerance
-from .verify import verify as verify_against_eager
-
-_log = logging.getLogger("torchtrt_bridge")
+from .verify import Tolerance
 
 
 @leaves_no_memory
@@ -113,8 +106,8 @@ def compile(
         An ``nn.Module`` with the model's call signature, results and dtypes.
 
     Raises:
-        CaptureFailed, ConversionFailed, BuildFailed, VerificationFailed, InvalidInput, InvalidOption,
-        BackendUnavailable: see :mod:`torchtrt_bridge.errors`.
+        CaptureFailed, ConversionFailed, BuildFailed, PrecisionNotApplied, VerificationFailed, InvalidInput,
+        InvalidOption, BackendUnavailable: see :mod:`torchtrt_bridge.errors`.
 
     Example:
         >>> import torch, torchtrt_bridge as ttb
@@ -142,9 +135,8 @@ def compile(
                 return make(quantized, place, chosen, stages, origin)
 
             return fastest_precision(made, options, criterion, captured, place)
-        captured, options = with_quantization(
-            captured, options, place, calibration, calibration_input, quantize, stages
-        )
+        data = (calibration, calibration_input, quantize)
+        captured, options = with_quantization(captured, options, place, *data, stages)
         return make(captured, place, options, stages, origin)
 
 
@@ -191,103 +183,9 @@ def build(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(torch.device("cpu"), target or "portable")
-        captured, options = with_quantization(
-            captured, options, place, calibration, calibration_input, quantize, stages
-        )
+        data = (calibration, calibration_input, quantize)
+        captured, options = with_quantization(captured, options, place, *data, stages)
         return make(captured, place, options, stages, Origin.of(model, attributes))
-
-
-def parse_device(device: Any) -> torch.device | None:
-    """The device that the user asked for; None where none was.
-
-    Raises:
-        InvalidOption: it is neither a GPU nor the CPU.
-        DeviceMismatch: it is a GPU, and there is none.
-    """
-    try:
-        wanted = torch.device(device) if device is not None else None
-    except (RuntimeError, TypeError):
-        raise InvalidOption(f"device={device!r}: a compiled module runs on 'cuda' or 'cpu'.") from None
-    if wanted is not None and wanted.type not in ("cpu", "cuda"):
-        raise InvalidOption(f"device={str(wanted)!r}: a compiled module runs on 'cuda' or 'cpu'.")
-    if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceMismatch(
-            f"device={str(wanted)!r}, but torch finds no CUDA device here. To build an engine for a GPU elsewhere, use"
-            " torchtrt_bridge.build(model, inputs, precision, target=...)."
-        )
-    return wanted
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What :func:`compile`, :func:`build` and ``rebuild`` have in common, checked before any work is done."""
-
-    precision: Precision
-    backend: str
-    build: BuildOptions
-    verify: bool | Tolerance
-    source: bool
-    max_contexts: int
-    cuda_graph: bool | str = "auto"
-    max_graphs: int = 4
-    hybrid: bool | str = "auto"
-
-    @classmethod
-    def parse(
-        cls,
-        precision: Any,
-        backend: Any,
-        build: Any,
-        verify: Any,
-        source: bool,
-        max_contexts: Any,
-        cuda_graph: Any = "auto",
-        max_graphs: Any = 4,
-        hybrid: Any = "auto",
-    ) -> Options:
-        """Raises InvalidOption for a value that none of them can have."""
-        if build is not None and not isinstance(build, BuildOptions):
-            raise InvalidOption(f"build={build!r}: give torchtrt_bridge.BuildOptions(...).")
-        if not isinstance(verify, (bool, Tolerance)):
-            raise InvalidOption(f"verify={verify!r}: give True, False or torchtrt_bridge.Tolerance(...).")
-        if not isinstance(hybrid, bool) and hybrid not in ("auto", "allow_torch"):
-            raise InvalidOption(f"hybrid={hybrid!r}: give 'auto', 'allow_torch', True or False.")
-        candidates(backend)
-        if build is not None:
-            check_route(build.torch_tensorrt, backend)
-        TRTModule(max_contexts=max_contexts, cuda_graph=cuda_graph, max_graphs=max_graphs)
-        build = build or BuildOptions()
-        parsed = Precision.parse(precision)
-        return cls(parsed, backend, build, verify, source, max_contexts, cuda_graph, max_graphs, hybrid)
-
-    def module(self, artifact: Artifact, place: Place, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
-        """The module that runs ``artifact`` where it is to run."""
-        return TRTModule(
-            None if place.target else place.device,
-            max_contexts=self.max_contexts,
-            cuda_graph=self.cuda_graph,
-            max_graphs=self.max_graphs,
-            _artifact=artifact,
-            _caches=caches,
-        )
-
-    @property
-    def tolerance(self) -> Tolerance | None:
-        """The limits of the verification where they are not the precision's own."""
-        if isinstance(self.verify, Tolerance):
-            return self.verify
-        return TF32 if self.build.tf32 and self.precision.narrowest == "fp32" else None
-
-
-@contextlib.contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """No autocast, nor anything else of the caller's that would go into the engine. What is made here outlives the
-    caller's torch.inference_mode(), so its tensors must not be made inside it."""
-    without_autocast = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
-        for context in without_autocast:
-            stack.enter_context(context)
-        yield
 
 
 def make(captured: CapturedModel, place: Place, options: Options, stages: Stages, origin: Origin) -> TRTModule:
@@ -309,108 +207,6 @@ def make(captured: CapturedModel, place: Place, options: Options, stages: Stages
     return module
 
 
-@dataclasses.dataclass(frozen=True)
-class Finish:
-    """From an artifact to a verified module with a report."""
-
-    captured: CapturedModel
-    place: Place
-    options: Options
-    stages: Stages
-    origin: Origin
-
-    def __call__(self, artifact: Artifact) -> TRTModule:
-        return self.check(self.load(artifact))
-
-    def load(self, artifact: Artifact, caches: Sequence[torch.Tensor] = ()) -> TRTModule:
-        """The module that runs ``artifact``; ``caches`` are kernels that were compiled for it before."""
-        artifact = dataclasses.replace(artifact, origin=self.origin, asked=self.options.precision.to_dict())
-        if self.options.source:
-            from .runtime.program import store
-
-            artifact = dataclasses.replace(artifact, source=store(self._taken(artifact).program).owned())
-        with self.stages("loading"):
-            return self.options.module(artifact, self.place, caches)
-
-    def check(self, module: TRTModule) -> TRTModule:
-        """Compare with eager, where that was asked for, and put all that is known into the report.
-
-        Raises:
-            PrecisionNotApplied: see :func:`.applied.require`.
-            VerificationFailed: see :func:`.verify.verify`.
-        """
-        options, place, made = self.options, self.place, module.made
-        work = self._applied(module)
-        rows: tuple[Row, ...] = ()
-        captured = self._taken(made)
-        own = [*captured.notes, *_own_notes(options, place), *self._no_gain(work, made)]
-        notes = [note for note in made.report.get("notes", ()) if note not in own] + own
-        if not place.target and options.verify is not False:
-            with self.stages("verifying"):
-                rows = verify_against_eager(self.captured, module.run_settled, options.precision, options.tolerance)
-        module.set_report(
-            Report(
-                backend=made.backend,
-                precision=str(options.precision),
-                runtime="+".join(dict.fromkeys(segment.runtime for segment in made.segments)),
-                where=str(place),
-                seconds=self.stages.seconds(),
-                kept_fp32=made.report.get("kept_fp32", {}),
-                verification=tuple(dataclasses.asdict(row) for row in rows),
-                notes=tuple(notes),
-                cuda_graph=module.cuda_graph,
-                hybrid=self._measured(module),
-                work=work,
-            )
-        )
-        return module
-
-    def _applied(self, module: TRTModule) -> Mapping[str, Any]:
-        """What the report says of the precision that the work runs in, seen to be what was asked for."""
-        made = module.made.report
-        if "work_rows" not in made:
-            return made.get("work", {})  # of an earlier check
-        inspected = () if self.place.target else module.inspect_layers()
-        found = applied(made["work_rows"], inspected, self.options.precision, self.captured.program.graph)
-        if found is None:
-            return {}
-        require(found, self.options.build.minimum_share)
-        return found.to_dict()
-
-    def _no_gain(self, work: Mapping[str, Any], made: Artifact) -> list[str]:
-        """What to say of eight bits, where the plan computes in them on the GPU here."""
-        used = [name for name in ("int8", "fp8") if name in work.get("by", ())]
-        if not used or self.place.target or self.place.device.type != "cuda":
-            return []
-        from .eight_bits import no_gain
-
-        tf32 = bool(made.provenance.get("tf32"))
-        return [note for name in used if (note := no_gain(name, self.place.device, tf32)) is not None]
-
-    def _taken(self, made: Artifact) -> CapturedModel:
-        """The captured model that ``made`` was made of."""
-        return self.captured.for_route("hybrid" if made.results else made.backend)
-
-    def _measured(self, module: TRTModule) -> dict[str, Any]:
-        """What the report says of a model that was cut, with the time of each segment where they can run."""
-        hybrid = dict(module.made.report.get("hybrid") or {})
-        if hybrid and not self.place.target:
-            with self.stages("measuring"):
-                hybrid["seconds"] = module.measure_segments(self.captured.inputs)
-        return hybrid
-
-
-def _own_notes(options: Options, place: Place) -> list[str]:
-    notes = [*check_support(options.precision, place)]
-    if not place.needs_plan and options.build != BuildOptions():
-        notes.append(f"TensorRT builds nothing on the CPU, so {options.build} has no effect")
-    if place.target:
-        notes.append("the engine was built for a GPU elsewhere and has not been run")
-    elif options.verify is False:
-        notes.append("verify=False: the results were not compared with the eager model's")
-    return notes
-
-
 def _capture(
     model: nn.Module, inputs: Any, dynamic_shapes: Any, dynamic_batch: Any, registered: Snapshot, stages: Stages
 ) -> CapturedModel:
@@ -426,6 +222,8 @@ def _observed(
     captured: CapturedModel, calibration: Any, select: Any, settings: Quantization | None, stages: Stages
 ) -> Calibration | None:
     """The calibration that several precisions are to share: data may be gone once it was read."""
+    if settings is not None and not isinstance(settings, Quantization):
+        raise InvalidOption(f"quantize={settings!r}: give torchtrt_bridge.Quantization(...).")
     if settings is not None and settings.weight_only is not None:
         raise InvalidOption("quantize=Quantization(weight_only=...) is for a precision by name, not for 'fastest'.")
     if calibration is None or isinstance(calibration, Calibration):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from .asked import ordinary_tensors, parse_device
 from .backends.base import Backend, Place, Served
 from .capture import CapturedModel, capture
-from .compiler import ordinary_tensors, parse_device
 from .edges import Edges
 from .errors import BridgeError
 from .forms import FormCall

@@ -23,7 +23,7 @@ from .racing import Lap, race
 from .verify import Tolerance
 
 if TYPE_CHECKING:
-    from .compiler import Options
+    from .asked import Options
     from .runtime.module import TRTModule
 
 _log = logging.getLogger("torchtrt_bridge")

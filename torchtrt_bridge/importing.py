@@ -55,7 +55,7 @@ def compile_file(
         InvalidOption: an option that this kind of file cannot have.
         BridgeError: see :func:`torchtrt_bridge.compile`.
     """
-    from .compiler import Options, ordinary_tensors, parse_device
+    from .asked import Options, ordinary_tensors, parse_device
     from .progress import Stages
 
     wanted = parse_device(device)

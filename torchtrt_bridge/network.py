@@ -64,7 +64,8 @@ def from_network(
         BuildFailed, VerificationFailed, InvalidInput, InvalidOption, BackendUnavailable, DeviceMismatch: see
             :mod:`torchtrt_bridge.errors`.
     """
-    from .compiler import Finish, Options, ordinary_tensors
+    from .asked import Options, ordinary_tensors
+    from .finishing import Finish
     from .origin import Origin
     from .progress import Stages
 
@@ -89,7 +90,7 @@ def from_network(
 
 
 def _place(device: Any, target: str | None) -> Place:
-    from .compiler import parse_device
+    from .asked import parse_device
 
     wanted = parse_device(device)
     if wanted is not None and target is not None:

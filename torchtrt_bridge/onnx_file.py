@@ -22,7 +22,7 @@ from .errors import ConversionFailed, InvalidFile, InvalidOption, nearest
 from .signature import Dim, Parameter, Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from .compiler import Options
+    from .asked import Options
     from .runtime.module import TRTModule
 
 Ranges = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -155,7 +155,7 @@ def compile_onnx(
     stages: Any,
 ) -> TRTModule:
     """The module of the ONNX file ``path``; ``options.precision`` is the file's own."""
-    from .compiler import Finish
+    from .finishing import Finish
     from .origin import Origin
 
     file = OnnxFile.read(path)

@@ -69,7 +69,8 @@ def rebuild(
     artifact: Artifact, *, device: torch.device | str | None, target: str | None, verify: Any
 ) -> TRTModule:
     """See :meth:`TRTModule.rebuild`."""
-    from .compiler import Options, make, ordinary_tensors, parse_device
+    from .asked import Options, ordinary_tensors, parse_device
+    from .compiler import make
     from .progress import Stages
 
     if artifact.source is None:

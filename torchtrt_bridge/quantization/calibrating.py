@@ -58,7 +58,7 @@ def calibrate(
         >>> found.examples, found.histograms["0/linear"].low, found.histograms["0/linear"].high
         (4, -1.0, 0.5)
     """
-    from ..compiler import ordinary_tensors
+    from ..asked import ordinary_tensors
 
     with ordinary_tensors():
         captured = capture(model, inputs, dynamic_shapes=dynamic_shapes, dynamic_batch=dynamic_batch)

@@ -73,7 +73,7 @@ def check_converter(
         >>> check.passed
         True
     """
-    from ..compiler import parse_device
+    from ..asked import parse_device
 
     registration = _registration(checked)
     forms = _chosen("forms", forms, registration.forms, f"the converter of {registration.target} has")

@@ -70,7 +70,7 @@ def compare(
         >>> ttb.compare(model, ttb.compile(model, x), x).first is None
         True
     """
-    from ..compiler import ordinary_tensors
+    from ..asked import ordinary_tensors
 
     _check(model, compiled, level)
     tensors = _flat(compiled, inputs)

@@ -163,7 +163,8 @@ def _as_computed(captured: CapturedModel, own: int, precision: Precision) -> Cap
 
 def _make(captured: CapturedModel, compiled: TRTModule, stages: Stages) -> TRTModule:
     """``captured`` by the route, in the precision and for the place of ``compiled``."""
-    from ..compiler import Options, make
+    from ..asked import Options
+    from ..compiler import make
     from ..selection import BACKENDS
 
     made = compiled.made

@@ -78,7 +78,7 @@ class Bench:
 
     def _captured(self, forced: Registration) -> tuple[CapturedModel, str]:
         """The model with the registration's forms in it, and what speaks against eager as a reference."""
-        from ..compiler import ordinary_tensors
+        from ..asked import ordinary_tensors
 
         others = [r for r in converter.snapshot().registrations if r.target.name != forced.target.name]
         snapshot = Snapshot((forced, *others))
@@ -97,7 +97,8 @@ class Bench:
         forced: _Forced,
         doubts: str,
     ) -> Trial:
-        from ..compiler import Options, make, ordinary_tensors
+        from ..asked import Options, ordinary_tensors
+        from ..compiler import make
 
         row = functools.partial(self._trial, route.name, place, str(precision))
         before = len(forced.called)

@@ -88,7 +88,8 @@ def tune_precision(
         >>> ttb.tune_precision(model, x, target_error=1e-2).precision
         {'default': 'fp16'}
     """
-    from ..compiler import Options, make, ordinary_tensors, parse_device
+    from ..asked import Options, ordinary_tensors, parse_device
+    from ..compiler import make
 
     goal = Goal.of(target_error, metric, target)
     low, high = _lower_and_higher(low, high)

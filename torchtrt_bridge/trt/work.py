@@ -103,7 +103,7 @@ def as_built(work: Sequence[Work], engine: Sequence[EngineLayer]) -> list[Work]:
         made = [names[item.layer]] if item.layer in names else kernels.get(item.metadata, [])
         quantized = _BY_WIDTH.index(item.typed) < _BY_WIDTH.index("bf16")
         kernel = max(made, key=_BY_WIDTH.index) if quantized and made else item.typed
-        found.append(dataclasses.replace(item, built=kernel if made else None))
+        found.append(dataclasses.replace(item, built=kernel if made else item.built))
     return found
 
 

@@ -132,8 +132,9 @@ def torch2trt(
             ``avg_timing_iterations``, an unknown one. Others: see :func:`torchtrt_bridge.compile`.
     """
     _refuse(default_device_type, dla_core, device_types, onnx_opset, avg_timing_iterations, kwargs)
+    from ...asked import Options, ordinary_tensors
     from ...backends.base import Place
-    from ...compiler import Options, make, ordinary_tensors, with_quantization
+    from ...compiler import make, with_quantization
     from ...options import BuildOptions
     from ...origin import Origin
     from ...precision import Precision
