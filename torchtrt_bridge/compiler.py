@@ -249,18 +249,8 @@ def with_quantization(
     with stages("quantizing"):
         precision = options.precision.bind(captured.program.graph, captured.model)
         check_support(precision, place)
-        quantized, precision = quantize(captured, precision, place, calibration, select, settings)
-    if quantized.program is not captured.program:  # which other forms of the program are not
-        left_out = [_LEFT_OUT] if captured.calls or captured.routes else []
-        notes = (*quantized.notes, *left_out)
-        quantized = dataclasses.replace(quantized, formed=None, calls={}, routes={}, notes=notes)
-    return quantized, dataclasses.replace(options, precision=precision)
-
-
-_LEFT_OUT = (
-    "converters' TensorRT and ONNX forms, and converters of some routes only, take no part in a quantized program; ATen"
-    " forms of all routes do"
-)
+        captured, precision = quantize(captured, precision, place, calibration, select, settings)
+    return captured, dataclasses.replace(options, precision=precision)
 
 
 def _refuse_unknown(function: Any, unknown: dict[str, Any]) -> None:

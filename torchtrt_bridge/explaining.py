@@ -22,6 +22,7 @@ from .forms import FormCall
 from .lowering import lower, serving
 from .precision import Precision
 from .precision_support import check_support
+from .quantization.settings import Quantization
 from .registry import Registration, converter
 from .selection import candidates
 from .tracebacks import leaves_no_memory
@@ -140,6 +141,9 @@ def explain(
     dynamic_batch: tuple[int, int, int] | None = None,
     device: torch.device | str | None = None,
     target: str | None = None,
+    calibration: Any = None,
+    calibration_input: Any = None,
+    quantize: Quantization | None = None,
     converters: Any = None,
 ) -> Explanation:
     """What each route would do with ``model``, and why. The model is captured; nothing is converted or built.
@@ -148,6 +152,7 @@ def explain(
 
     Args:
         target: ask about a GPU that is not here (see :func:`torchtrt_bridge.build`): ``"sm89"``, ``"portable"``.
+        calibration: need not be given: which operators are quantized does not depend on it.
 
     The other arguments are those of :func:`torchtrt_bridge.compile`.
 
@@ -160,6 +165,9 @@ def explain(
         >>> found.routes[0].route, found.routes[0].takes, found.operations
         ('onnx', True, 1)
     """
+    from .quantization.stage import any_ranges
+    from .quantization.stage import quantize as quantized
+
     wanted, parsed, registered = parse_device(device), Precision.parse(precision), converter.snapshot(converters)
     with ordinary_tensors():
         captured = capture(
@@ -169,6 +177,9 @@ def explain(
         parsed = parsed.bind(captured.program.graph, captured.model)
         place = Place(torch.device("cpu"), target) if target else Place(wanted or captured.device)
         check_support(parsed, place)
+        if parsed.quantized and calibration is None:
+            calibration = any_ranges(captured.program)
+        captured, parsed = quantized(captured, parsed, place, calibration, calibration_input, quantize)
         answers = tuple(_answer(route, captured, place) for route in candidates("auto"))
     return Explanation(str(parsed), str(place), len(_operations(captured.program)), answers)
 

@@ -30,3 +30,12 @@ def test_settings_that_cannot_be():
             ttb.Quantization(**wrong)
     with pytest.raises(InvalidOption, match="give torchtrt_bridge.Quantization"):
         ttb.compile(nn.Linear(4, 2).eval(), torch.randn(1, 4), "int8", quantize={"method": "max"})
+
+
+def test_explain_asks_every_route_about_the_quantized_graph_without_any_data():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    plain, found = (ttb.explain(model, torch.randn(2, 8), p, target="portable") for p in ("fp16", "int8"))
+    assert found.operations == plain.operations + 3  # the pair of the input, and the weight's
+    routes = {answer.route: answer for answer in found.routes}
+    assert routes["onnx"].takes
+    assert "the quantization is in the graph" in routes["torch2trt"].reasons[0]

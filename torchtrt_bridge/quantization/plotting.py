@@ -52,6 +52,7 @@ def _draw(axis: Any, name: str, histogram: Histogram) -> None:
     for index, method in enumerate(METHODS):
         clipped = choose_range(histogram, FORMATS["int8"], Quantization(method=method))
         axis.axvline(clipped, color=f"C{index}", label=f"{method}: {clipped:.3g}")
+    axis.set_xlim(0, 1.05 * histogram.amax or 1)
     axis.set_yscale("log")
     axis.set_title(name, fontsize="small")
     axis.set_xlabel("magnitude")

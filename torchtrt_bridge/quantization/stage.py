@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ..backends.base import Place
@@ -25,6 +26,11 @@ from .placement import Placement, placements
 from .settings import Quantization
 from .smoothing import smoothing
 from .writing import Writer, tensor_of
+
+_LEFT_OUT = (
+    "converters' TensorRT and ONNX forms, and converters of some routes only, take no part in a quantized program; ATen"
+    " forms of all routes do"
+)
 
 
 def quantize(
@@ -52,7 +58,7 @@ def quantize(
     if settings is not None or calibration is not None:
         _refuse_unused(precision, calibration, settings)
     settings = settings or Quantization()
-    captured = dataclasses.replace(captured, program=normalized(captured.program))
+    captured = _with_program(captured, normalized(captured.program))
     precision = precision.at(place.needs_plan, settings.other)
     if settings.weight_only is not None:
         return _weights_written(captured, settings), precision
@@ -73,6 +79,20 @@ def quantize(
     else:
         calibration = observe(captured, calibration, select, settings.batches)
     return _written(captured, precision, calibration, settings), precision
+
+
+def _with_program(captured: CapturedModel, program: ExportedProgram) -> CapturedModel:
+    """``captured`` with another program; the other forms of the old one, which converters gave it, are gone with it."""
+    if program is captured.program:
+        return captured
+    notes = [*captured.notes, *([_LEFT_OUT] if captured.calls or captured.routes else [])]
+    return dataclasses.replace(captured, program=program, formed=None, calls={}, routes={}, notes=tuple(notes))
+
+
+def any_ranges(program: ExportedProgram) -> Calibration:
+    """A calibration that knows every tensor of ``program``, for who only asks where its quantization is."""
+    program = quantizable(program)
+    return Calibration({}, ranges=dict.fromkeys(tensor_names(program.graph, constant_in(program)).values(), 1.0))
 
 
 def _refuse_unused(precision: Precision, calibration: Any, settings: Quantization | None) -> None:
@@ -141,7 +161,7 @@ def _written(
     writer = Writer(program)
     for place in chosen:
         writer.quantize(place, FORMATS[precision.of(place.node)], amax, divisors)
-    return dataclasses.replace(captured, program=writer.finish())
+    return _with_program(captured, writer.finish())
 
 
 def _weights_written(captured: CapturedModel, settings: Quantization) -> CapturedModel:
@@ -166,7 +186,7 @@ def _weights_written(captured: CapturedModel, settings: Quantization) -> Capture
     writer = Writer(program)
     for place in chosen:
         writer.quantize_weight(place, FORMATS[settings.weight_only], group)
-    return dataclasses.replace(captured, program=writer.finish())
+    return _with_program(captured, writer.finish())
 
 
 def _takes_weights_only(place: Placement, group: int | None) -> bool:
