@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import ConverterFailed, InvalidInput, InvalidOption
+from torchtrt_bridge.trt.targets import installed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from own_layers import rms_converter  # noqa: E402
@@ -92,7 +93,7 @@ def test_every_form_is_run_where_it_can_be_and_built_where_not(capsys: pytest.Ca
     }
     assert 1e-6 < check.trials[0].error < 1e-2  # the call itself was in 16 bits
     assert capsys.readouterr().out == f"{check!r}\n"
-    assert "built and not run" in repr(check) and "skipped" in repr(check)
+    assert "3 plans built, and not run" in repr(check) and "skipped" in repr(check)
     assert ttb.converter.list() == before
 
 
@@ -116,6 +117,15 @@ def test_a_form_that_a_route_left_out_is_not_said_to_be_right() -> None:
     assert not check.passed and check.unused == ("tensorrt",)
     with pytest.raises(ConverterFailed, match="nothing here could use its form tensorrt"):
         check.raise_if_failed()
+
+
+@pytest.mark.skipif(installed().has_plugins, reason="this TensorRT has plugins")
+def test_a_plugin_is_not_shown_to_be_right_by_the_layers_beside_it() -> None:
+    made = registered(tensorrt=times, plugin=times)
+    check = ttb.check_converter(made, [SAMPLE], **{**QUICK, "forms": ["plugin"], "plans": True})
+    (trial,) = check.trials
+    assert trial.outcome == "skipped" and "makes a plugin, which tensorrt_rtx does not have" in trial.reason
+    assert check.unused == ("plugin",)
 
 
 def prod(ctx: Any, x: Any, y: Any) -> Any:

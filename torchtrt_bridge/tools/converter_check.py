@@ -92,13 +92,14 @@ class ConverterCheck:
         """One sentence."""
         if self.failures:
             forms = ", ".join(dict.fromkeys(trial.form for trial in self.failures))
-            return f"{self.converter} is not right: {len(self.failures)} of {len(self.trials)} trials, of {forms}."
+            return f"{self.converter} is not right in {len(self.failures)} of {len(self.trials)} trials, of {forms}."
         if self.unused:
             return f"{self.converter}: nothing here could use its form {', '.join(self.unused)}."
-        built = sum(trial.outcome == "built" for trial in self.trials)
         ran = sum(trial.outcome == "agrees" for trial in self.trials)
-        unrun = f"; {built} plans were built and not run, for there is no GPU here" if built else ""
-        return f"{self.converter} agrees with eager in {ran} trials{unrun}."
+        built = sum(trial.outcome == "built" for trial in self.trials)
+        agrees = [f"agrees with eager in {ran} trial{'s' * (ran > 1)}"] if ran else []
+        unrun = [f"{built} plan{'s' * (built > 1)} built, and not run where there is no GPU"] if built else []
+        return f"{self.converter}: {'; '.join(agrees + unrun)}."
 
     def table(self) -> list[dict[str, Any]]:
         """A dict for each trial, as ``pandas.DataFrame`` takes them."""

@@ -131,7 +131,10 @@ class Bench:
             return "torch2trt traces the eager model, in which no ATen form stands"
         if self.form not in _LAYERS:
             return None
-        return refusal(self.registration, installed()) if place.needs_plan else "on the CPU there is no TensorRT"
+        if not place.needs_plan:
+            return "on the CPU there is no TensorRT"
+        alone = dataclasses.replace(self.registration, tensorrt=None) if self.form == "plugin" else self.registration
+        return refusal(alone, installed())
 
     def _unused(
         self, route: Backend, captured: CapturedModel, place: Place, notes: Sequence[str], called: int
