@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import operator
 from collections.abc import Mapping
 
@@ -78,3 +79,10 @@ def rebuild(
         constants=constants,
         verifiers=program.verifiers,
     )
+
+
+def unguarded(program: ExportedProgram) -> torch.fx.GraphModule:
+    """The program with its tensors as attributes, without torch's own check of each call's shapes."""
+    options = {"check_guards": False}
+    known = inspect.signature(program.module).parameters
+    return program.module(**{name: value for name, value in options.items() if name in known})  # type: ignore[return-value]

@@ -83,3 +83,16 @@ def test_scales_that_are_chosen_while_it_runs_are_refused():
     quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
     with pytest.raises(ConversionFailed, match="chooses scales while it runs"):
         ttb.compile(model, X)
+
+
+def test_a_saved_program_with_float8_loads_in_another_process(tmp_path):
+    import subprocess
+    import sys
+
+    fast = ttb.compile(mlp(), X, "fp8", calibration=[X])
+    assert fast.report.runtime == "torch"
+    fast.save(tmp_path / "fp8.safetensors")
+    torch.save((X, fast(X)), tmp_path / "call.pt")
+    code = "import torch, torchtrt_bridge as ttb; x, y = torch.load('call.pt');"
+    code += "assert torch.equal(ttb.load('fp8.safetensors')(x), y)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)

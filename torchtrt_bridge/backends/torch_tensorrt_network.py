@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch_tensorrt.dynamo.lowering import get_decompositions, post_lowering, pr
 from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as passes
 
 from ..errors import ConversionFailed, UnsupportedLayer
+from ..program_graph import unguarded
 from ..trt.flavor import Flavor
 from ..trt.log import listening
 from ..trt.request import HandwrittenFailed
@@ -56,7 +57,7 @@ def lower(program: ExportedProgram, settings: CompilationSettings) -> GraphModul
             decomposed = program.run_decompositions(_table(settings, every=True))
         except Exception:  # some of torch's forms write in place, which is refused here
             decomposed = program.run_decompositions(_table(settings, every=False))
-        return post_lowering(_unguarded(decomposed), settings)
+        return post_lowering(unguarded(decomposed), settings)
     except Exception as error:
         raise ConversionFailed(
             f"The torch_tensorrt route cannot lower the model: {type(error).__name__}: {_first_line(error)}"
@@ -257,13 +258,6 @@ def _without_folding() -> Iterator[None]:
         yield
     finally:
         passes.ATEN_POST_LOWERING_PASSES = chosen
-
-
-def _unguarded(program: ExportedProgram) -> GraphModule:
-    """The program with its tensors as attributes, without torch's own check of each call's shapes."""
-    options: Mapping[str, Any] = {"check_guards": False}
-    known = inspect.signature(program.module).parameters
-    return program.module(**{name: value for name, value in options.items() if name in known})
 
 
 def _qualified(target: Any) -> str:

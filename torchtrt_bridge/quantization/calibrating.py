@@ -18,6 +18,7 @@ from ..capture import CapturedModel, capture, reproducible
 from ..errors import BackendUnavailable, InvalidInput, InvalidOption
 from ..export_lock import export_lock
 from ..fx_nodes import operator_name
+from ..program_graph import unguarded
 from ..runtime.contents import contents
 from ..tracebacks import leaves_no_memory
 from .attention import spell_attention_out
@@ -128,7 +129,7 @@ def _observed(program: ExportedProgram) -> tuple[torch.fx.GraphModule, dict[str,
             "The model has no convolution, linear layer or matrix product that takes int8 or fp8; compile it in fp16."
         )
     everything = Quantization(attention=True, last_layer=True)
-    module = prepare_pt2e(program.module(check_guards=False), TensorRTQuantizer("int8", everything, weights=False))
+    module = prepare_pt2e(unguarded(program), TensorRTQuantizer("int8", everything, weights=False))
     modules = dict(module.named_modules())
     observers: dict[str, Any] = {}
     for node in module.graph.nodes:
