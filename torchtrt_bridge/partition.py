@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-SMALLEST = 3
+SMALLEST = 5
 """Fewest operators of a TensorRT piece without a matrix product or convolution; smaller ones stay in PyTorch, and so
 do those without one whose sizes depend on the data, whatever their number: an engine is set to new sizes in each call.
 What TensorRT must win back is the crossing, which ``benchmarks/segments.py`` measures."""
