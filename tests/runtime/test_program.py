@@ -253,7 +253,7 @@ def test_to_moves_the_devices_that_the_graph_names():
 
     run = run_callable(restore(store(captured(Making(), (torch.ones(3),)))))
     assert torch.equal(run.to("cpu")([torch.ones(3)])[0], torch.full((3,), 2.0))
-    moved = run.to("meta")._graph
+    moved = run.to("meta").graph
     devices = [n.kwargs["device"] for n in moved.graph.nodes if "device" in n.kwargs]
     branch = [n.kwargs["device"] for n in moved.true_graph_0.graph.nodes if "device" in n.kwargs]
     assert devices and branch and {d.type for d in devices + branch} == {"meta"}
