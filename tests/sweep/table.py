@@ -54,7 +54,7 @@ dynamic case has one dim (of every input that shares its size) from 2, or the sa
 - **wrong**: everything else: another result, another exception, the end of the process, over a minute.
 
 Not counted is what says nothing of a compiler: eager does not run it, the result is the input itself, torch.export does
-not capture it (with such dims).
+not capture it (with such dims), eager's whole numbers are others on a GPU than on the CPU (places of equal values).
 
 Two columns: *whole* is `hybrid=False`, all of it in TensorRT but for what no engine can take or give at its edges
 ([hybrid.md](hybrid.md)), `tensorrt+torch` in the table by route; *hybrid* is `hybrid="allow_torch"`: PyTorch runs what
@@ -75,6 +75,10 @@ def section(where: str, records: Sequence[Mapping[str, Any]], on: str = "") -> s
     skipped = collections.Counter(r["whole"]["outcome"] for r in records)["not counted"]
     head = f"\n## {where}\n\n{_WHERE.get(where, where)}{'; ' + on if on else ''}. "
     head += f"{len(cases)} cases of {len(names)} operators; {skipped} not counted.\n"
+    wide = [r for r in cases if counted(r, "whole") == "refused" and "float64" in r["whole"]["detail"]]
+    if wide:
+        names = sorted({r["case"].split("/")[0] for r in wide})
+        head += f"{len(wide)} of the refused compute in float64, which TensorRT has not: {', '.join(names)}.\n"
     earlier = sum(bool(r.get("earlier")) for r in cases)
     if earlier:
         head += f"{earlier} of the right ones are from a run before, and were not run again.\n"
