@@ -104,7 +104,7 @@ class Bench:
         before = len(forced.called)
         try:
             support = route.supports(captured.for_route(route.name), place)
-            unfit = "; ".join(support.reasons) or self._unfit(route, place)
+            unfit = "; ".join(support.reasons) or self._unfit(route, place, precision)
             if unfit:
                 return row("skipped", reason=unfit)
             verify: bool | Tolerance = self.tolerance or True
@@ -123,12 +123,14 @@ class Bench:
             return row("built")
         return row("agrees", error=_worst(module.report.verification), reason=doubts)
 
-    def _unfit(self, route: Backend, place: Place) -> str | None:
-        """Why the form is not for this route and place."""
+    def _unfit(self, route: Backend, place: Place, precision: Precision) -> str | None:
+        """Why the form is not for this route, place and precision."""
         if self.form == "onnx" and route.name != "onnx":
             return "an ONNX form is for the ONNX route"
         if self.form == "aten" and route.name == "torch2trt":
             return "torch2trt traces the eager model, in which no ATen form stands"
+        if route.name == "torch2trt" and precision.name != "fp32":
+            return "torch2trt computes products alone in 16 bits, and leaves the call in the model's own dtype"
         if self.form not in _LAYERS:
             return None
         if not place.needs_plan:
