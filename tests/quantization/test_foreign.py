@@ -44,6 +44,46 @@ def test_fake_quantized_layers():
     assert fast.report.runtime == "onnxruntime" and b"QuantizeLinear" in fast.state_dict()["engine"].numpy().tobytes()
 
 
+@pytest.fixture
+def modelopt():
+    """The operator that ModelOpt registers, computed as it computes it."""
+    library = torch.library.Library("tensorrt", "FRAGMENT")
+    schema = "quantize_op(Tensor x, Tensor amax, int num_bits=8, int exponent_bits=0, bool unsigned=False,"
+    library.define(f"{schema} bool narrow_range=True) -> Tensor")
+
+    def rounded(x, amax, num_bits=8, exponent_bits=0, unsigned=False, narrow_range=True):
+        scale = amax / (448 if exponent_bits else 127)
+        return (x / scale).to(torch.float8_e4m3fn).float() * scale if exponent_bits else (x / scale).round() * scale
+
+    library.impl("quantize_op", rounded, "CompositeExplicitAutograd")
+    torch.library.register_fake("tensorrt::quantize_op", lambda x, *rest: torch.empty_like(x), lib=library)
+    yield
+    library._destroy()
+
+
+class OfModelOpt(nn.Module):
+    def __init__(self, exponent):
+        super().__init__()
+        self.layer, self.exponent = nn.Linear(64, 8), exponent
+        self.register_buffer("amax", torch.tensor(5.0))
+        weight = self.layer.weight.detach().abs()
+        self.register_buffer("weight_amax", weight.amax() if exponent else weight.amax(1, keepdim=True))
+
+    def forward(self, x):
+        quantize = torch.ops.tensorrt.quantize_op
+        x = quantize(x, self.amax, 8, self.exponent, False, True)
+        weight = quantize(self.layer.weight, self.weight_amax, 8, self.exponent, False, True)
+        return nn.functional.linear(x, weight, self.layer.bias)
+
+
+@pytest.mark.parametrize("exponent", [0, 4])
+def test_modules_of_modelopt(modelopt, exponent):
+    model = OfModelOpt(exponent).eval()
+    program = ttb.compile(model, X, hybrid=False, source=True).state_dict()["source"].numpy().tobytes()
+    assert b"quantize_op" not in program and b"dequantize_per_tensor" in program
+    assert compiled_error(model) < 1e-5
+
+
 def test_an_asymmetric_one_is_refused_with_its_place():
     with pytest.raises(ConversionFailed, match="fake_quantize_per_tensor_affine .* is not symmetric"):
         ttb.compile(FakeQuantized(asymmetric=True).eval(), X)
@@ -56,7 +96,7 @@ def test_the_result_of_pt2e_with_our_quantizer():
     from torchtrt_bridge.quantization.quantizer import TensorRTQuantizer
 
     exact = mlp()
-    for precision, limit in (("int8", 0.03), ("fp8", 0.08)):
+    for precision, limit in (("int8", 0.03), ("fp8", 0.15)):
         prepared = prepare_pt2e(torch.export.export(exact, (X,)).module(), TensorRTQuantizer(precision))
         prepared(X)
         converted = convert_pt2e(prepared)

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from ..errors import ConversionFailed
 from ..fx_nodes import retyped
 from ..program_graph import rebuild
-from ..quantization.graph import is_dequantize, is_quantize
+from ..quantization.graph import FLOAT8, is_dequantize, is_quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,7 +94,11 @@ def _forms(op: Any, typed: bool) -> dict[Any, Callable[..., Any]]:
     ) -> Any:
         return dequantize(x, scale, output_dtype, axis=1, block_size=group_size)
 
+    def float8(x: Any, scale: Any) -> Any:
+        return quantize(x, scale, 0.0, 0, 0, ir.DataType.FLOAT8E4M3FN)
+
     return {
+        FLOAT8: float8,
         _ops.quantize_per_tensor.default: quantize,
         _ops.dequantize_per_tensor.default: per_tensor,
         _ops.dequantize_per_channel.default: per_channel,

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind, Outpu
 from torch.fx import Graph, GraphModule, Node
 
 #: torch's own; any other namespace must be that of an imported package, which the other process can import too.
-_OWN = ("aten", "prims", "higher_order", "quantized_decomposed")
+_OWN = ("aten", "prims", "higher_order", "quantized_decomposed", "torchtrt_bridge_quantization")
 
 
 def foreign(program: ExportedProgram) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS
 from torch_tensorrt.dynamo.lowering.passes.constant_folding import _TorchTensorRTConstantFolder
 
-from ..quantization.graph import is_dequantize, is_quantize
+from ..quantization.graph import FLOAT8, is_dequantize, is_quantize
 from ..trt.flavor import Flavor
 
 _ops = torch.ops.quantized_decomposed
@@ -34,6 +34,7 @@ def quantized(flavor: Flavor) -> Iterator[None]:
     """Within, Torch-TensorRT's registry has converters for Q/DQ. Their weights live as long."""
     layers = _Layers(flavor)
     table = {
+        FLOAT8: layers.quantize_float8,
         _ops.quantize_per_tensor.default: layers.quantize,
         _ops.dequantize_per_tensor.default: layers.dequantize_per_tensor,
         _ops.dequantize_per_channel.default: layers.dequantize_per_channel,
@@ -64,6 +65,12 @@ class _Layers:
 
     def quantize(self, ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
         x, scale, _, _, _, dtype = args
+        return self._quantize(ctx, x, scale, dtype, name)
+
+    def quantize_float8(self, ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+        return self._quantize(ctx, *args, torch.float8_e4m3fn, name)
+
+    def _quantize(self, ctx: Any, x: Any, scale: float, dtype: torch.dtype, name: str) -> Any:
         layer = ctx.net.add_quantize(x, self._number(ctx, scale, name), self._type(dtype))
         layer.name = f"quantize_{name}"
         return layer.get_output(0)

@@ -3,6 +3,7 @@
 * PT2E's results have these operators already.
 * QAT and fake-quantized modules leave ``fake_quantize`` operators: an activation's becomes a pair of Q/DQ, a weight is
   stored in the numbers that it was rounded to.
+* NVIDIA's ModelOpt leaves ``tensorrt::quantize_op``, with the largest magnitude in place of a scale.
 * torchao's ``quantize_`` leaves integers or float8 numbers that are cast and scaled, or ``dequantize_affine``.
 
 TensorRT's quantization is symmetric, and its scales are known when it builds. What is neither is refused by name.
@@ -19,10 +20,12 @@ from torch.fx import Node
 from ..errors import ConversionFailed
 from ..fx_nodes import module_path, operator_name
 from .calibrating import constant_in
+from .formats import FORMATS
 from .writing import Writer, tensor_of
 
 aten = torch.ops.aten
 _FAKE = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+_DEFAULTS = (None, None, 8, 0, False, True)  # of ModelOpt's operator
 _NARROW = (torch.int8, torch.float8_e4m3fn)
 
 
@@ -46,6 +49,8 @@ class _Normalizer:
             value = None
             if name in _FAKE:
                 value = self._fake(node, per_channel="channel" in name)
+            elif name == "quantize_op":
+                value = self._modelopt(node)
             elif name == "dequantize_affine":
                 value = self._affine(node)
             elif name == "choose_qparams_affine":
@@ -78,6 +83,26 @@ class _Normalizer:
         weight = tensor_of(self._program, source.name).detach().float()
         numbers = (weight / scales.reshape(shape)).round().clamp(least, largest).to(torch.int8)
         return self._writer.dequantized(source, numbers, scales, (least, largest), axis, node)
+
+    def _modelopt(self, node: Node) -> Node:
+        """``(x, largest magnitude, bits, bits of the exponent, ...)``; that of a weight may be one for each channel."""
+        arguments: tuple[Any, ...] = node.args
+        source, largest, bits, exponent, *rest = (*arguments, *_DEFAULTS[len(arguments) :])
+        if bits != 8 or exponent not in (0, 4) or rest[0]:
+            raise _refusal(
+                node, f"has {bits} bits, {exponent} of the exponent, or no sign; int8 and float8 E4M3 can be"
+            )
+        form = FORMATS["fp8" if exponent else "int8"]
+        scales = self._number(largest, node).float() / form.max
+        if not self._is_constant(source):
+            if scales.numel() != 1:
+                raise _refusal(node, "has a scale for each channel of an activation, and TensorRT one for all")
+            return self._writer.pair(source, scales.item(), (form.min, form.max), form.dtype, node)
+        weight = tensor_of(self._program, source.name).detach().float()
+        axis = next((dim for dim, size in enumerate(scales.shape) if size > 1), 0)
+        flat = scales.reshape(-1) if scales.numel() > 1 else scales.reshape(())
+        numbers = form.quantized(weight / scales)
+        return self._writer.dequantized(source, numbers, flat, (form.min, form.max), axis, node)
 
     def _affine(self, node: Node) -> Node:
         """``(numbers, block size, scale, zero point, dtype, least, largest)`` of torchao."""

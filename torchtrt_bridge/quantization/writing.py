@@ -19,6 +19,7 @@ from torch.fx import Node
 from ..fx_nodes import retyped
 from ..program_graph import rebuild
 from .formats import Format
+from .graph import FLOAT8
 from .placement import Placement
 from .weights import quantized_weight
 
@@ -97,9 +98,10 @@ class Writer:
         numbers = (scale, 0, *limits, dtype)
         value = source.meta["val"]
         with self.graph.inserting_before(_after(source)):
-            quantized = self.graph.create_node(
-                "call_function", _ops.quantize_per_tensor.default, (source, *numbers), name=f"{source.name}_quantized"
-            )
+            float8 = dtype == torch.float8_e4m3fn
+            target = FLOAT8 if float8 else _ops.quantize_per_tensor.default
+            given = (source, scale) if float8 else (source, *numbers)
+            quantized = self.graph.create_node("call_function", target, given, name=f"{source.name}_quantized")
             result = self.graph.create_node(
                 "call_function",
                 _ops.dequantize_per_tensor.default,

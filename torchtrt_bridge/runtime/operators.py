@@ -13,7 +13,9 @@ from ..backends.base import StoredProgram
 from ..errors import BackendUnavailable
 
 _OPERATOR = re.compile(rb'"torch\.ops\.(\w+)\.(\w+)\.(\w+)"')
-_ALWAYS_THERE = frozenset((b"aten", b"prims", b"prim", b"higher_order", b"quantized_decomposed"))
+_ALWAYS_THERE = frozenset((
+    b"aten", b"prims", b"prim", b"higher_order", b"quantized_decomposed", b"torchtrt_bridge_quantization",
+))  # fmt: skip
 
 
 def needed(programs: Iterable[StoredProgram]) -> dict[str, str]:

@@ -67,8 +67,9 @@ def restore(stored: StoredProgram) -> ExportedProgram:
         InvalidFile: the stored program is damaged, made to do harm, or from a torch whose form this one cannot read.
         BackendUnavailable: it calls operators that no package imported here registers.
     """
-    import torch.ao.quantization.fx._decomposed  # registers torch's own operators for quantized tensors
     from torch._export.serde import schema, serialize
+
+    from ..quantization import graph  # noqa: F401  (registers the operators for quantized tensors)
 
     try:
         document = checked(json.loads(bytes(stored.graph), parse_constant=_no_constant), schema.ExportedProgram)
