@@ -119,7 +119,7 @@ def test_layers_keep_the_precision_that_a_mapping_gives_them():
     _, result = quantized(model, x, {"default": "int8", "2": "fp32"})
     assert readers(result) == {"0/linear": [0, 1]}
     _, result = quantized(model, x, {"default": "int8", "2": "fp8"})
-    formats = {n.args[-1] for n in result.program.graph.nodes if is_quantize(n)}
+    formats = {n.meta["val"].dtype for n in result.program.graph.nodes if is_quantize(n)}
     assert formats == {torch.int8, torch.float8_e4m3fn}
 
 

@@ -68,7 +68,8 @@ class _Layers:
         return self._quantize(ctx, x, scale, dtype, name)
 
     def quantize_float8(self, ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
-        return self._quantize(ctx, *args, torch.float8_e4m3fn, name)
+        x, scale = args
+        return self._quantize(ctx, x, scale, torch.float8_e4m3fn, name)
 
     def _quantize(self, ctx: Any, x: Any, scale: float, dtype: torch.dtype, name: str) -> Any:
         layer = ctx.net.add_quantize(x, self._number(ctx, scale, name), self._type(dtype))

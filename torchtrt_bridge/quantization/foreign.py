@@ -86,8 +86,8 @@ class _Normalizer:
 
     def _modelopt(self, node: Node) -> Node:
         """``(x, largest magnitude, bits, bits of the exponent, ...)``; that of a weight may be one for each channel."""
-        arguments: tuple[Any, ...] = node.args
-        source, largest, bits, exponent, *rest = (*arguments, *_DEFAULTS[len(arguments) :])
+        given: list[Any] = list(node.args)
+        source, largest, bits, exponent, *rest = given + list(_DEFAULTS[len(given) :])
         if bits != 8 or exponent not in (0, 4) or rest[0]:
             raise _refusal(
                 node, f"has {bits} bits, {exponent} of the exponent, or no sign; int8 and float8 E4M3 can be"
