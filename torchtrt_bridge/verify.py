@@ -14,6 +14,7 @@ from .dynamic import resize, shapes_for
 from .errors import VerificationFailed
 from .near_ties import align
 from .precision import Precision
+from .quantization.graph import is_quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,11 @@ def _rows(
 
 
 def narrowest(captured: CapturedModel, precision: Precision) -> str:
-    """The precision, or, for a model that is in 16 bits itself, its own: eager's results are no nearer to the truth."""
+    """The precision, or, for a model that is in 16 bits itself, its own: eager's results are no nearer to the truth. A
+    graph with quantized tensors is int8's case whatever the rest computes in: a value between two numbers may go to
+    either, and weights in few bits are no longer eager's."""
+    if is_quantized(captured.program) and not precision.quantized:
+        return "int8"
     dtypes = {spec.dtype for spec in captured.signature.outputs}
     own = "bf16" if "bfloat16" in dtypes else "fp16" if "float16" in dtypes else "fp32"
     return own if precision.narrowest == "fp32" else precision.narrowest
@@ -131,7 +136,7 @@ def _advice(precision: Precision, rows: Sequence[Row]) -> str:
             "Errors of this size are TF32's: TensorRT for RTX 1.4 rounds fp32 products to it whatever is asked. Use a"
             f" newer one, accept it with build=BuildOptions(tf32=True), or {accept}"
         )
-    return accept.capitalize()
+    return f"{accept[:1].upper()}{accept[1:]}"
 
 
 def cases(captured: CapturedModel) -> list[tuple[str, list[torch.Tensor]]]:

@@ -53,7 +53,7 @@ def test_weight_only_plans_hold_the_small_weights(weights, share):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_weight_only_computes_in_the_asked_precision(weights, limit, precision):
     model = mlp()
-    fast = ttb.compile(model, X, precision, quantize=ttb.Quantization(weight_only=weights, group=32), verify=False)
+    fast = ttb.compile(model, X, precision, quantize=ttb.Quantization(weight_only=weights, group=32))
     exact = model(X)
     difference = ((fast(X) - exact).norm() / exact.norm()).item()
     assert 1e-4 < difference < limit
