@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from .tracebacks import leaves_no_memory
 
 if TYPE_CHECKING:
     from .options import BuildOptions
+    from .quantization.settings import Quantization
     from .runtime.module import TRTModule
 
 
@@ -33,6 +35,8 @@ def compile_file(
     verify: bool = True,
     source: bool = False,
     converters: Any = None,
+    calibration: Any = None,
+    quantize: Quantization | None = None,
 ) -> TRTModule:
     """A module from a file, without the model's code. The file is data: nothing of it is unpickled or run as code.
 
@@ -49,6 +53,7 @@ def compile_file(
         dynamic_batch: the short form for axis 0 of every input.
         build, verify, source: as for :func:`torchtrt_bridge.compile`.
         converters: as for :func:`torchtrt_bridge.compile`, of the operators in an exported program.
+        calibration, quantize: as for :func:`torchtrt_bridge.compile`, of an exported program.
 
     Raises:
         InvalidFile: the file is damaged, of no known kind, or holds what only unpickling could read.
@@ -65,15 +70,15 @@ def compile_file(
         target = "portable"
     place = Place(wanted or torch.device("cuda" if target is None else "cpu"), target)
     kind = kind_of(path)
-    if converters is not None and kind != "exported program":
-        raise InvalidOption(
-            f"converters: they are for the operators of an exported program, and this is a file: {kind}."
-        )
+    programs_only = {"converters": converters, "calibration": calibration, "quantize": quantize}
+    for name, given in programs_only.items():
+        if given is not None and kind != "exported program":
+            raise InvalidOption(f"{name}= is for an exported program, and this is a file: {kind}. Leave it out.")
     if kind == "saved module":
         return _rebuilt(path, precision, place, ranges, dynamic_batch, build, verify)
     if kind == "exported program":
         return _exported(
-            path, precision or "fp32", place, backend, ranges, dynamic_batch, build, verify, source, converters
+            path, precision or "fp32", place, backend, ranges, dynamic_batch, build, verify, source, programs_only
         )
     own = OnnxFile.read(path).precision
     if precision not in (None, own):
@@ -147,7 +152,7 @@ def _exported(
     build: BuildOptions | None,
     verify: bool,
     source: bool,
-    converters: Any,
+    programs_only: Mapping[str, Any],
 ) -> TRTModule:
     from .compiler import build as build_elsewhere
     from .compiler import compile as compile_here
@@ -160,7 +165,7 @@ def _exported(
         "dynamic_shapes": dims,
         "build": build,
         "source": source,
-        "converters": converters,
+        **programs_only,
     }
     if place.target:
         return build_elsewhere(model, inputs, precision, target=place.target, **common)

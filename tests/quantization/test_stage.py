@@ -39,3 +39,10 @@ def test_explain_asks_every_route_about_the_quantized_graph_without_any_data():
     routes = {answer.route: answer for answer in found.routes}
     assert routes["onnx"].takes
     assert "the quantization is in the graph" in routes["torch2trt"].reasons[0]
+
+
+def test_an_exported_program_in_a_file_takes_data_too(tmp_path):
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(4, 8)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    fast = ttb.compile_file(tmp_path / "model.pt2", "int8", device="cpu", calibration=[x])
+    assert fast.precision == "int8" and 1e-5 < (fast(x) - model(x)).norm() / model(x).norm() < 0.05
