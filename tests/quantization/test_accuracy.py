@@ -17,9 +17,8 @@ def test_int8_loses_at_most_half_a_point_on_held_out_digits(kind):
     calibration = ttb.calibrate(model, images, data, calibration_input=0, batches=8)
     exact = accuracy(model)
     assert exact > 0.95
-    for attention in (False, True) if kind is SmallViT else (False,):
-        settings = ttb.Quantization(attention=attention)
-        fast = ttb.compile(model, images, "int8", calibration=calibration, quantize=settings, backend="onnx")
-        found = accuracy(fast)
-        print(f"{kind.__name__}: fp32 {exact:.2%}, int8 {found:.2%}{' with attention' * attention}")
-        assert fast.report.runtime == "onnxruntime" and found >= exact - 0.005
+    settings = ttb.Quantization(attention=True)  # the ViT's; the CNN has none
+    fast = ttb.compile(model, images, "int8", calibration=calibration, quantize=settings, backend="onnx")
+    found = accuracy(fast)
+    print(f"{kind.__name__}: fp32 {exact:.2%}, int8 {found:.2%}")
+    assert fast.report.runtime == "onnxruntime" and found >= exact - 0.005
