@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 
-from .backends.base import Artifact, Place
+from .backends.base import Artifact, Place, StoredProgram
 from .backends.interface import input_names, output_names
 from .backends.onnx_graph import OPSETS, save, to_onnx
 from .capture import CapturedModel, reproducible
@@ -42,7 +44,7 @@ def write_onnx(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     if segment.program is not None:
         program = restore(segment.program)
     elif artifact.source is not None:
-        program = cast_program(restore(artifact.source), precision_of(artifact)).program
+        program = cast_program(_kept(artifact.source), precision_of(artifact)).program
     else:
         raise EngineMismatch(
             "This module holds a TensorRT plan, from which no ONNX model can be made. Compile it with source=True to"
@@ -91,10 +93,15 @@ def precision_of(artifact: Artifact) -> Precision:
     return Precision.from_dict(artifact.asked) if artifact.asked else Precision.parse(artifact.precision)
 
 
+def _kept(source: StoredProgram) -> ExportedProgram:
+    """The program on the CPU, where its tensors are kept; one that was captured on a GPU says otherwise."""
+    return move_to_device_pass(restore(source), "cpu")
+
+
 def recapture(artifact: Artifact, device: torch.device) -> CapturedModel:
     """The kept program as it was captured, with inputs made up from the signature: random floats, ids of 0 and 1."""
     assert artifact.source is not None
-    program = restore(artifact.source)
+    program = _kept(artifact.source)
     run = run_callable(program)
     signature = artifact.signature
     sizes = {name: min(max(2, dim.min), dim.max) for name, dim in signature.dims.items()}

@@ -79,7 +79,8 @@ def _marking(call: FormCall, operator: Any, marked: list[Marked]) -> Any:
             shapes=[t.shape for t in results],
             version=1,
         )
-        return found[0] if isinstance(made, torch.Tensor) else list(found)
+        found = [value.to(like.device) for value, like in zip(found, results)]  # torch makes them for the CPU
+        return found[0] if isinstance(made, torch.Tensor) else found
 
     return form
 
