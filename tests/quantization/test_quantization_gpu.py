@@ -60,6 +60,7 @@ def test_the_engine_computes_what_pytorch_computes_of_the_same_graph(calibrated,
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_a_vit_on_digits_keeps_its_accuracy(precision):
+    pytest.importorskip("sklearn")
     model = trained(SmallViT)
     data = digits()[0]
     calibration = ttb.calibrate(model, data.tensors[0][:60], data, calibration_input=0, batches=8)
