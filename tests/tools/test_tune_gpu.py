@@ -30,8 +30,7 @@ def test_overflow_is_mended_by_at_most_twice_the_fewest_layers(kind):
 def test_layers_that_int8_rounds_too_much_stay_in_16_bits():
     pytest.importorskip("torchao")
     model, x = made(Uneven)
-    model, x = model.cuda(), x.cuda()
-    data = [torch.randn(64, 16, device="cuda")]
+    model, x, data = model.cuda(), x.cuda(), [torch.randn(64, 16).cuda()]
     found = ttb.tune_precision(model, x, target_error=3e-2, low="int8", calibration=data, backend="onnx")
     print(found)
     assert found.module.made.runtime == "tensorrt" and found.high == "fp16"

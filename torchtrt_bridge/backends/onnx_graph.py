@@ -24,6 +24,7 @@ from torch.fx import Node
 from ..errors import BackendUnavailable, BridgeError, ConversionFailed
 from ..export_lock import export_lock
 from .onnx_forms import translations
+from .onnx_norms import settle_norms
 from .onnx_operators import exportable
 from .onnx_quantization import pack_int4, quantized_translations
 from .onnx_results import settle_results
@@ -71,6 +72,7 @@ def to_onnx(program: ExportedProgram, inputs: list[str], outputs: list[str], ops
     assert exported is not None
     model = exported.model
     model.doc_string = None
+    settle_norms(model)
     settle_results(model, program)
     pack_int4(model)
     _name_nodes(model)
