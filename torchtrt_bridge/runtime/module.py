@@ -33,13 +33,13 @@ from . import forks, gradients, graphing, moves, tracing
 from .checking import InputCheck
 from .forwarding import InstanceSignature, OwnSignature
 from .layers import OneEngine
+from .starting import Execution, Start
 
 if TYPE_CHECKING:
-    from ..backends.base import Artifact, Segment
+    from ..backends.base import Artifact
     from ..report import Report
     from ..signature import Signature
 
-Execution = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 _Tensor = torch.Tensor
 _modes_at_work: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
@@ -568,74 +568,8 @@ class TRTModule(OneEngine):
         forks.without_lost_threads()
         if self._device.type == "cuda":
             forks.check_gpu()
-        if artifact.results:
-            from .segments import SegmentedExecution
-
-            caches = iter(self._saved_caches)
-            runs = []
-            for segment in artifact.segments:
-                kernels = next(caches, None) if segment.runtime == "tensorrt" else None
-                runs.append(self._make_run(artifact, segment, kernels, lambda _: None))
-            return SegmentedExecution(artifact, runs, self._check, self._device)
-        segment = artifact.segments[0]
-        if segment.runtime == "tensorrt":
-            return self._make_run(artifact, segment, next(iter(self._saved_caches), None), self._check)
-        from .cpu import CheckedExecution
-
-        return CheckedExecution(self._check, self._make_run(artifact, segment, None, self._check))
-
-    def _make_run(self, artifact: Artifact, segment: Segment, kernels: torch.Tensor | None, check: Any) -> Execution:
-        """What runs one segment; a plan's calls ``check`` itself, when shapes change."""
-        if segment.runtime == "torch":
-            from .program import restore, run_callable
-
-            assert segment.program is not None
-            return run_callable(restore(segment.program)).to(self._device)
-        assert segment.engine is not None
-        if segment.runtime == "onnxruntime":
-            from .cpu import OnnxExecution
-
-            return OnnxExecution(segment.engine, segment.inputs, segment.outputs)
-        if self._device.type != "cuda" and torch.cuda.is_available():
-            raise DeviceMismatch(
-                "The module was moved to the CPU, where a TensorRT plan waits and does not run. Move it back with"
-                " .cuda() before calling it."
-            )
-        if self._device.type != "cuda":
-            made = artifact.provenance
-            raise EngineMismatch(
-                f"The engine is a {made.get('flavour')} plan built for {made.get('target')}; it needs an NVIDIA GPU,"
-                " and torch finds none here. Load the file on that GPU, or compile the model for the CPU."
-            )
-        from ..trt.engine import Engine
-        from ..trt.execution import Execution as EngineExecution
-        from ..trt.targets import installed
-        from . import fit
-
-        fit.check(artifact.provenance, installed(), self._device)
-        made = artifact.provenance
-        engine = Engine(
-            segment.engine,
-            self._device,
-            tf32=bool(made.get("tf32")),
-            specialization=made.get("kernel_specialization"),
-        )
-        if engine.computes_tf32 and not made.get("tf32") and artifact.precision == "fp32":
-            raise EngineMismatch(
-                "The engine computes in true fp32, and this process in TF32: TensorRT for RTX decides that once, when"
-                " the first engine is made (by tf32=True) or by NVIDIA_TF32_OVERRIDE. Use a process of its own."
-            )
-        kernels = torch.empty(0, dtype=torch.uint8, device="cpu") if kernels is None else kernels
-        return EngineExecution(
-            engine,
-            segment.inputs,
-            segment.outputs,
-            check,
-            kernels,
-            self._max_contexts,
-            graphs=graphing.graphs(self._cuda_graph, self._max_graphs, artifact),
-            must_graph=self._cuda_graph is True,
-        )
+        start = Start(artifact, self._device, self._check, self._max_contexts, self._cuda_graph, self._max_graphs)
+        return start.execution(self._saved_caches)
 
     def _loaded(self) -> Artifact:
         if self._artifact is None:
