@@ -96,6 +96,27 @@ def test_compile_a_plan_with_trtexecs_shapes(run, model, name):
         assert target.read_bytes()[:4] == b"vtrt"
 
 
+@pytest.mark.parametrize("name", ["ranges.calibration", "ranges.cache"])
+def test_compile_an_exported_program_in_int8_with_ranges_from_a_file(run, tmp_path, name):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)).eval()
+    x = torch.randn(64, 16)
+    program = torch.export.export(model, (x,))
+    torch.export.save(program, tmp_path / "program.pt2")
+    found = ttb.calibrate(program.module(), x, [x])
+    if name.endswith(".cache"):
+        (tmp_path / name).write_bytes(found.to_table())
+    else:
+        found.save(tmp_path / name)
+    code, out, err = run(
+        "compile", tmp_path / "program.pt2", "--precision", "int8", "--calib", tmp_path / name, "--device", "cpu",
+        "--output", tmp_path / "int8.safetensors",
+    )  # fmt: skip
+    assert code == 0, err
+    fast = ttb.load(tmp_path / "int8.safetensors", device="cpu")
+    assert fast.precision == "int8" and 1e-4 < (fast(x) - model(x)).norm() / model(x).norm() < 0.1
+
+
 def test_compile_an_exported_program_and_rebuild_a_saved_module(run, saved, tmp_path):
     folder, linear, x = saved
     for source in ("program.pt2", "saved.safetensors"):

@@ -99,6 +99,14 @@ def _range(context: click.Context, parameter: click.Parameter, value: str | None
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
     help="[default: fp32; an ONNX model's own]",
 )
+@click.option(
+    "--calibration",
+    "--calib",
+    "calibration",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="What Calibration.save() wrote, or an old TensorRT table (*.cache): for int8 and fp8 of an exported program.",
+)
 @click.option("--target", metavar="GPU", help="Build for a GPU elsewhere, such as sm89, or 'portable'.")
 @click.option(
     "--device",
@@ -131,6 +139,7 @@ def compile_command(
     model: str,
     output: str | None,
     precision: str | None,
+    calibration: str | None,
     target: str | None,
     device: str | None,
     backend: str,
@@ -173,6 +182,7 @@ def compile_command(
             build=BuildOptions(**build),
             verify=not no_verify,
             source=source,
+            calibration=_calibration(calibration),
         )
     _WRITERS[written.suffix](module, written)
     click.echo(repr(module.report))
@@ -192,6 +202,14 @@ def _ranges(
         raise click.UsageError("--min-shapes and --max-shapes must name the same inputs, and --opt-shapes no others")
     found = {name: (smallest[name], usual.get(name, largest[name]), largest[name]) for name in largest}
     return {**found, **{name: (shape, shape, shape) for name, shape in fixed.items()}}
+
+
+def _calibration(path: str | None) -> Any:
+    if path is None:
+        return None
+    from .quantization.calibration import Calibration
+
+    return Calibration.from_table(path) if path.endswith(".cache") else Calibration.load(path)
 
 
 def _save_state_dict(module: Any, path: pathlib.Path) -> None:
