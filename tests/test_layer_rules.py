@@ -85,7 +85,7 @@ LINEARS = [*(f"encoder.{i}.{name}" for i in range(3) for name in ("up", "down"))
         ({nn.Linear: "fp32"}, set(LINEARS)),  # its subclass too
         ({Model: "fp32"}, set(LINEARS)),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_a_key_names_modules_and_all_below_them(mapping, raised):
     found = asked({"default": "fp16", **mapping})

@@ -106,7 +106,7 @@ def test_a_plan_for_this_gpu_names_the_gpu_and_no_place(model, tmp_path):
         {"map_location": lambda storage, location: storage},
         {"map_location": "cpu", "mmap": True},
     ],
-    ids=str,
+    ids=["a name", "a device", "a mapping", "a function", "mapped into memory"],
 )
 def test_map_location(tmp_path, options):
     model, x = torch.nn.Linear(8, 4).eval(), torch.randn(2, 8)
