@@ -32,10 +32,10 @@ route itself, or by none: which, is the file's `ONLY_WHERE`.
 LAYERS = """
 ## The layers that routes lack
 
-What takes each of them, whole, on the ONNX route: `tests/converters/test_built_in_layers_gpu.py` runs all of them on a GPU with
-a dynamic batch, `test_layers.py` some without one. Two are not there: non-maximum suppression, for which TensorRT for
-RTX has a layer and no kernel ("nms has no runners that implement it"), so that it is PyTorch's in a model that is cut;
-packed sequences, whose lengths are read on the host, which torch.export refuses.
+What takes each of them, whole, on the ONNX route: `tests/converters/test_built_in_layers_gpu.py` runs all of them on
+a GPU with a dynamic batch, `test_layers.py` some without one. Two are not there: non-maximum suppression, for which
+TensorRT for RTX has a layer and no kernel ("nms has no runners that implement it"), so that it is PyTorch's in a
+model that is cut; packed sequences, whose lengths are read on the host, which torch.export refuses.
 
 | layer | taken by |
 | --- | --- |
