@@ -12,7 +12,7 @@ TYPES := $(VENV)/tensorrt-types
 
 # A process for each of up to four cores; the tests of one file stay in one, which makes their models once.
 test: $(INSTALLED)
-	$(RUN) -m pytest -q -m "not gpu" -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -q -m "not gpu" -n logical --maxprocesses 4 --dist loadfile
 
 demo: $(INSTALLED)
 	$(RUN) examples/minilm_demo.py
