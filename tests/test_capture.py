@@ -732,7 +732,7 @@ SETTINGS = {
 def test_every_way_to_ask_for_tf32_is_as_before():
     script = """
 import sys, torch
-from torchtrt_bridge.capture import reproducible
+from torchtrt_bridge.reproducible import reproducible
 def read(f):
     try: return f()
     except RuntimeError: return "refused"

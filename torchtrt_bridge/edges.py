@@ -16,9 +16,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from .backends.base import Artifact, Place, Segment, Wiring
-from .capture import CapturedModel, reproducible
+from .capture import CapturedModel
 from .edge_graph import explicit
 from .partition import Graph, Piece, cut
+from .reproducible import reproducible
 from .runtime.program import run_callable, store
 from .signature import Signature
 from .sizes import Sizes

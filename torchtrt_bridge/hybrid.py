@@ -13,9 +13,10 @@ import torch
 from torch.fx import Node
 
 from .backends.base import Artifact, Backend, Place, Segment, Support, Wiring
-from .capture import CapturedModel, reproducible
+from .capture import CapturedModel
 from .errors import BackendUnavailable, BridgeError, BuildFailed, ConversionFailed, NothingInTensorRT
 from .partition import Graph, Piece, cut, is_operation
+from .reproducible import reproducible
 from .runtime.operators import needed
 from .runtime.program import run_callable, store
 from .signature import Signature

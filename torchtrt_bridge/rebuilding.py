@@ -15,10 +15,11 @@ from torch.export.passes import move_to_device_pass
 from .backends.base import Artifact, Place, StoredProgram
 from .backends.interface import input_names, output_names
 from .backends.onnx_graph import OPSETS, save, to_onnx
-from .capture import CapturedModel, reproducible
+from .capture import CapturedModel
 from .dynamic import shapes_for
 from .errors import EngineMismatch
 from .precision import Precision, cast_program
+from .reproducible import reproducible
 from .runtime.files import write_atomically
 from .runtime.program import restore, run_callable
 from .tracebacks import leaves_no_memory

@@ -26,9 +26,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import torchtrt_bridge as ttb
-from torchtrt_bridge.capture import reproducible
 from torchtrt_bridge.dynamic import resize
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.reproducible import reproducible
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..capture import CapturedModel, reproducible
+from ..capture import CapturedModel
 from ..errors import ConversionFailed
 from ..export_lock import export_lock
 from ..layer_forms import summary
 from ..options import BuildOptions
 from ..precision import Precision
 from ..quantization.graph import is_quantized
+from ..reproducible import reproducible
 from ..signature import Signature
 from ..structure import describe, leaves, rebuild
 from .base import Artifact, Place, Segment, Support

@@ -14,11 +14,12 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from ..batch_norm import fold_batch_norm
-from ..capture import CapturedModel, capture, reproducible
+from ..capture import CapturedModel, capture
 from ..errors import BackendUnavailable, InvalidInput, InvalidOption
 from ..export_lock import export_lock
 from ..fx_nodes import operator_name
 from ..program_graph import unguarded
+from ..reproducible import reproducible
 from ..runtime.contents import contents
 from ..tracebacks import leaves_no_memory
 from .attention import spell_attention_out

@@ -15,11 +15,12 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..batch_norm import fold_batch_norm
-from ..capture import CapturedModel, reproducible
+from ..capture import CapturedModel
 from ..fx_nodes import is_float, module_path, operator_name
 from ..operator_classes import VIEWS
 from ..precision import Precision, cast_program
 from ..quantization.graph import is_dequantize, is_quantize
+from ..reproducible import reproducible
 from ..runtime.checking import InputCheck
 from ..runtime.cpu import CheckedExecution
 from ..runtime.program import run_callable

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..capture import CapturedModel, capture, reproducible
+from ..capture import CapturedModel, capture
 from ..errors import EngineMismatch, InvalidInput, InvalidOption, nearest
 from ..progress import Stages
 from ..rebuilding import precision_of
 from ..registry import Snapshot, converter
+from ..reproducible import reproducible
 from ..runtime.program import run_callable
 from ..tracebacks import leaves_no_memory
 from ..verify import DEFAULTS, TF32, Row, Tolerance, narrowest
