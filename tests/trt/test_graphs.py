@@ -146,7 +146,7 @@ def driver(monkeypatch):
     monkeypatch.setattr(graphs, "runtime", lambda: driver)
     for module in (graphs, execution):
         monkeypatch.setattr(module, "allocator", lambda device: poisoned)
-    monkeypatch.setattr(graphs, "_device", lambda: None)
+    monkeypatch.setattr(execution, "_current_device", lambda: None)
     driver.users_capture = False
     for module in (graphs, execution):
         monkeypatch.setattr(module, "capturing", lambda: driver.users_capture)

@@ -35,8 +35,9 @@ def _stream_handle(index: int) -> int:
     return torch.cuda.current_stream(index).cuda_stream
 
 
-# the same answer in a tenth of the time, where torch has it
+# the same answers in a tenth of the time, where torch has them
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_handle)
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 Check = Callable[[Sequence[torch.Tensor]], "list[torch.Tensor] | None"]
@@ -89,7 +90,7 @@ class Execution:
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueue on the current stream of the engine's device."""
-        if self._several and torch.cuda.current_device() != self._index:
+        if self._several and _current_device() != self._index:
             with torch.cuda.device(self._index):  # TensorRT enqueues on the current device
                 return self._run(tensors)
         return self._run(tensors)

@@ -181,9 +181,6 @@ class Graph:
 
     def __call__(self, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """The results, in tensors of the caller's own, enqueued on the device's current stream ``stream``."""
-        if self._several and _device() != self._device.index:
-            with torch.cuda.device(self._device):
-                return self(tensors, stream)
         results = [self._new(*layout) for layout in self._layouts]
         addresses = []
         for index in self._indices:
@@ -338,4 +335,3 @@ def allocator(device: torch.device) -> Any:
 
 
 capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
-_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
