@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable, InvalidOption, nearest
+from ..errors import InvalidOption, nearest
+from ..plots import figure_class
 from .formats import FORMATS
 from .histogram import Histogram
 from .ranges import choose_range
@@ -25,10 +26,7 @@ def plot(calibration: Calibration, names: Sequence[str] | None) -> Any:
         BackendUnavailable: matplotlib is missing.
         InvalidOption: a name that the calibration does not know, or no histogram at all.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendUnavailable(f"A plot needs matplotlib ({error}); pip install matplotlib.") from None
+    new_figure = figure_class()
     histograms = calibration.histograms
     chosen = sorted(histograms, key=lambda name: -_outlier(histograms[name]))[:_MOST] if names is None else list(names)
     for name in chosen:
@@ -38,7 +36,7 @@ def plot(calibration: Calibration, names: Sequence[str] | None) -> Any:
         raise InvalidOption("This calibration has ranges only, and no histograms to plot.")
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4.5 * columns, 2.8 * rows), layout="constrained")
+    figure = new_figure(figsize=(4.5 * columns, 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, name in zip(axes, chosen):
         _draw(axis, name, histograms[name])

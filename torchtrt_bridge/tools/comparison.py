@@ -7,7 +7,7 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable
+from ..plots import figure_class
 from ..tables import comparison, facts
 from ..verify import Row
 
@@ -110,11 +110,7 @@ class Comparison:
         Raises:
             BackendUnavailable: matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BackendUnavailable(f"plot() needs matplotlib ({error}); pip install matplotlib.") from None
-        figure = Figure(figsize=(max(6.0, 0.22 * len(self.layers)), 6.5), layout="constrained")
+        figure = figure_class()(figsize=(max(6.0, 0.22 * len(self.layers)), 6.5), layout="constrained")
         errors, ranges = figure.subplots(2, 1, sharex=True)
         at = range(len(self.layers))
         errors.plot(at, [_drawn(layer.relative_l2) for layer in self.layers], "o-", label="relative L2 up to here")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable
+from ..plots import figure_class
 from ..tables import facts
 from .trials import Trial
 
@@ -85,12 +85,8 @@ class TunedPrecision:
         Raises:
             BackendUnavailable: matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise BackendUnavailable(f"plot() needs matplotlib ({error}); pip install matplotlib.") from None
         rows = self.sensitivities[:_MOST_LINES]
-        figure = Figure(figsize=(10, max(3.5, 0.25 * len(rows))), layout="constrained")
+        figure = figure_class()(figsize=(10, max(3.5, 0.25 * len(rows))), layout="constrained")
         layers, trials = figure.subplots(1, 2)
         ceiling = 10 * max([row.model for row in rows if math.isfinite(row.model)], default=1.0)
         lengths = [row.model if math.isfinite(row.model) else ceiling for row in rows]
