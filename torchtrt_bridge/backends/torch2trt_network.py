@@ -41,19 +41,15 @@ class Network:
         def add(*args: Any, **kwargs: Any) -> Any:
             args = tuple(map(self._held, args))
             kwargs = {key: self._held(item) for key, item in kwargs.items()}
-            layer = value(*args, **kwargs)
-            if layer is None:
-                raise UnsupportedLayer(f"TensorRT refused a layer: {name}.")
-            return layer
+            return _made(value(*args, **kwargs), f"a layer: {name}")
 
         return add
 
     # -- by the names that are left ------------------------------------------------------------------------------------
 
     def add_constant(self, shape: Any, weights: Any) -> Any:
-        layer = self.real.add_constant(_plain(shape), self._held(weights))
-        if layer is None:
-            raise UnsupportedLayer(f"TensorRT refused a constant of shape {tuple(shape)}, {weights.dtype}.")
+        made = self.real.add_constant(_plain(shape), self._held(weights))
+        layer = _made(made, f"a constant of shape {tuple(shape)}, {weights.dtype}")
         output = layer.get_output(0)
         output.name = f"torch2trt constant {len(self.constants)}"  # its default follows the layer's, which changes
         self.constants.add(output.name)
@@ -100,10 +96,7 @@ class Network:
         if isinstance(power, np.ndarray) and bool((power == 1).all()):
             power = None
         weights = [self.trt.Weights() if weight is None else self._held(weight) for weight in (shift, scale, power)]
-        layer = self.real.add_scale_nd(input, mode, *weights, channel_axis)
-        if layer is None:
-            raise UnsupportedLayer("TensorRT refused a scale layer.")
-        return layer
+        return _made(self.real.add_scale_nd(input, mode, *weights, channel_axis), "a scale layer")
 
     def reshape(self, tensor: Any, shape: tuple[int, ...]) -> Any:
         layer = self.real.add_shuffle(tensor)
@@ -145,9 +138,8 @@ class Network:
         precision = None if low is None else self._precision
         weights = [absent if weight is None else self._held(weight, precision) for weight in (kernel, bias)]
         source = input if low is None else self._cast(input, low)
-        layer = getattr(self.real, method)(source, maps, _plain(window), *weights)
-        if layer is None:
-            raise UnsupportedLayer(f"TensorRT refused a convolution of {maps} maps, window {tuple(window)}.")
+        made = getattr(self.real, method)(source, maps, _plain(window), *weights)
+        layer = _made(made, f"a convolution of {maps} maps, window {tuple(window)}")
         if low is None:
             return layer
         self.lowered.add("convolution")
@@ -193,6 +185,13 @@ class _CastBack:
         if index not in self._outputs:
             self._outputs[index] = self._network._cast(self._layer.get_output(index), self._dtype)
         return self._outputs[index]
+
+
+def _made(layer: Any, what: str) -> Any:
+    """``layer``; None is how TensorRT's bindings say that there is none."""
+    if layer is None:
+        raise UnsupportedLayer(f"TensorRT refused {what}.")
+    return layer
 
 
 def _plain(sizes: Any) -> tuple[int, ...]:
