@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .engine_layers import EngineLayer
+
+_log = logging.getLogger("torchtrt_bridge")
 
 _NAMES = {
     "FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4", "FP4": "fp4",
@@ -73,7 +76,8 @@ def work_of(trt: Any, network: Any, profile: Mapping[str, Sequence[Sequence[int]
             continue
         try:
             flops = counted(trt, layer)
-        except Exception:  # a layer that TensorRT itself cannot size: nothing is known of its work
+        except Exception as error:  # a layer that TensorRT itself cannot size: nothing is known of its work
+            _log.info("the work of the layer %s is not counted: %s", layer.name, error)
             continue
         operands = [_operand(makers, tensor) for tensor in _factors(layer)]
         if not all(precision in _BY_WIDTH for precision, _ in operands):
