@@ -1,9 +1,21 @@
-"""Models that no route takes whole, and an operator that only PyTorch has."""
+"""Models that no route takes whole, an operator that only PyTorch has, and a function as a model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.function(*args)
 
 
 @torch.library.custom_op("bridge_tests::twist", mutates_args=())

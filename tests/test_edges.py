@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from parts import Call
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends.base import Place
@@ -23,15 +23,6 @@ from torchtrt_bridge.runtime.module import TRTModule
 
 SHORT = torch.tensor([-32768, 32767, 5], dtype=torch.int16)
 PLAN = Place(torch.device("cpu"), "portable")
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.function(*args)
 
 
 def with_edges(function: Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = False) -> TRTModule | None:

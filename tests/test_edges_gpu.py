@@ -7,20 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from parts import Call
 
 import torchtrt_bridge as ttb
 
 pytestmark = pytest.mark.gpu
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.function(*args)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from parts import Call
 from torch import nn
 
 from torchtrt_bridge.backends.base import Place
@@ -15,15 +15,6 @@ from torchtrt_bridge.backends.onnx_operators import exportable
 from torchtrt_bridge.backends.onnx_refusals import refusals
 from torchtrt_bridge.capture import capture
 from torchtrt_bridge.runtime.program import run_callable
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.function(*args)
 
 
 def targets(program: Any) -> list[str]:
