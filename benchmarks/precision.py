@@ -1,10 +1,12 @@
 """Every precision on every route for the ten models: error, time, engine size, share of work in the asked precision.
 
     python benchmarks/precision.py --out build/precision.json --seconds 540        # a GPU; goes on where it stopped
+    python benchmarks/precision.py --table build/*.json                            # Markdown of what was measured
     python benchmarks/precision.py --cpu                                           # MiniLM in int8 against eager
 
 A row is measured in one process and written at once, so that a run that is stopped, or over its budget, goes on with
-the next row when it is started again. A refusal is a row too, with its message.
+the next row when it is started again. A refusal is a row too, with its message. Times are of a call through a CUDA
+graph, and of eager's call, which has none; errors are against eager in fp32 without TF32.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rich.table import Table
 import torchtrt_bridge as ttb
 
 PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-ROUTES = ("onnx", "torch_tensorrt")
+ROUTES = ("onnx", "torch_tensorrt", "torch2trt")
 BATCH = 8
 
 
@@ -39,24 +41,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row after this time")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="MODEL")
     parser.add_argument("--turn", type=Path, help="a file to lock while measuring, for several processes at once")
+    parser.add_argument("--routes", nargs="*", default=list(ROUTES), choices=ROUTES, metavar="ROUTE")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="no more than a table of these files")
     parser.add_argument("--cpu", action="store_true", help="MiniLM in int8 on the CPU against eager, and no more")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.cpu:
         on_cpu()
         return
+    if arguments.table:
+        print(markdown({key: row for file in arguments.table for key, row in json.loads(file.read_text()).items()}))
+        return
     if not torch.cuda.is_available():
         raise SystemExit("The rows are measured on an NVIDIA GPU; --cpu is what runs without one.")
     began = time.monotonic()
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.models:
-        wanted = [f"{name} | {p} | {r}" for p in PRECISIONS for r in ROUTES]
+        wanted = [f"{name} | {p} | {r}" for p in PRECISIONS for r in arguments.routes]
         left = [key for key in wanted if key not in rows]
         if not left:
             continue
         model, inputs = make(name, BATCH, "cuda")
         with turn(arguments.turn):
             eager = milliseconds(lambda: call(model, inputs))  # noqa: B023
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            expected = call(model, inputs)
         data = None
         for key in left:
             if time.monotonic() - began > arguments.seconds:
@@ -65,7 +74,8 @@ def main() -> None:
             precision, route = key.split(" | ")[1:]
             if precision in ("int8", "fp8") and data is None:
                 data = ttb.calibrate(model, inputs, [inputs])
-            rows[key] = measured(model, inputs, precision, route, data, eager, arguments.turn)
+            rows[key] = measured(model, inputs, precision, route, data, expected, arguments.turn)
+            rows[key]["eager_ms"] = eager
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             partial = arguments.out.with_suffix(".partial")
             partial.write_text(json.dumps(rows, indent=1))
@@ -75,7 +85,7 @@ def main() -> None:
 
 
 def measured(
-    model: Any, inputs: Any, precision: str, route: str, data: Any, eager: float, lock: Path | None
+    model: Any, inputs: Any, precision: str, route: str, data: Any, expected: Any, lock: Path | None
 ) -> dict[str, Any]:
     """One row; int8 leaves convolutions in fp16, and says so, where TensorRT refuses them."""
     asked: Any = precision
@@ -85,24 +95,23 @@ def measured(
         try:
             module = ttb.compile(
                 model, inputs, asked, backend=route, hybrid=False, calibration=data if precision[-1] == "8" else None,
-                verify=False, build=ttb.BuildOptions(minimum_share=0.0),
+                verify=False, build=ttb.BuildOptions(minimum_share=0.0), cuda_graph=True,
             )  # fmt: skip
             break
         except ttb.errors.BridgeError as error:
-            refused = str(error).splitlines()[0][:300]
-            if precision != "int8" or isinstance(asked, dict):
+            refused = refused or f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            convolutions = any(isinstance(layer, torch.nn.Conv2d) for layer in model.modules())
+            if precision != "int8" or isinstance(asked, dict) or not convolutions:
                 return {"refused": refused}
             asked = {"default": "int8", torch.nn.Conv2d: "fp16"}
     seconds = time.perf_counter() - began
-    with torch.no_grad():
-        error = difference(call(model, inputs), call(module, inputs))
+    error = difference(expected, call(module, inputs))
     work = module.report.work or {}
     with turn(lock):
         taken = milliseconds(lambda: call(module, inputs))
     return {
         "error": error,
         "ms": taken,
-        "eager_ms": eager,
         "engine_mb": sum(t.numel() for n, t in module.state_dict().items() if "engine" in n) / 1e6,
         "share": (work.get("by") or {}).get(precision),
         "build_s": seconds,
@@ -174,21 +183,33 @@ def on_cpu() -> None:
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
-    table = Table("model", "precision", "route", "error", "ms", "eager ms", "MB", "share", "")
+    table = Table(*COLUMNS)
     for key, row in rows.items():
-        if "refused" in row:
-            table.add_row(*key.split(" | "), "", "", "", "", "", row["refused"])
-            continue
-        share = "" if row["share"] is None else f"{row['share']:.1%}"
-        numbers = [
-            f"{row['error']:.2e}",
-            f"{row['ms']:.3f}",
-            f"{row['eager_ms']:.3f}",
-            f"{row['engine_mb']:.1f}",
-            share,
-        ]
-        table.add_row(*key.split(" | "), *numbers, row.get("note", ""))
-    Console(width=160).print(table)
+        table.add_row(*cells(key, row))
+    Console(width=180).print(table)
+
+
+def markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """The same table as Markdown; refusals that say the same are told once, by number, below it."""
+    notes: dict[str, int] = {}
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for key, row in rows.items():
+        *numbers, note = cells(key, row)
+        number = f"[{notes.setdefault(note, len(notes) + 1)}]" if note else ""
+        lines.append(f"| {' | '.join([*numbers, number])} |")
+    return "\n".join([*lines, "", *(f"{number}. {note}" for note, number in notes.items())])
+
+
+COLUMNS = ("model", "precision", "route", "error", "ms", "eager ms", "plan, MB", "share", "note")
+
+
+def cells(key: str, row: dict[str, Any]) -> list[str]:
+    name, precision, route = key.split(" | ")
+    if "refused" in row:
+        return [name, precision, route, "refused", "", f"{row['eager_ms']:.3f}", "", "", row["refused"]]
+    share = "" if row["share"] is None else f"{row['share']:.1%}"
+    numbers = [f"{row['error']:.1e}", f"{row['ms']:.3f}", f"{row['eager_ms']:.3f}", f"{row['engine_mb']:.1f}", share]
+    return [name, precision, route, *numbers, row.get("note", "")]
 
 
 if __name__ == "__main__":
