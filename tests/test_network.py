@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import torchtrt_bridge as ttb
-from torchtrt_bridge.errors import ConverterFailed, InvalidInput, InvalidOption
+from torchtrt_bridge.errors import ConverterFailed, InvalidInput, InvalidOption, VerificationFailed
+from torchtrt_bridge.network import _captured
+from torchtrt_bridge.network_inputs import Given
+from torchtrt_bridge.precision import Precision
 from torchtrt_bridge.trt.conversion import ConversionContext
 from torchtrt_bridge.trt.flavor import flavor
+from torchtrt_bridge.verify import verify
 
 pytest.importorskip("tensorrt_rtx")
 WEIGHT = torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -25,6 +29,15 @@ def project(ctx, x):
 
 def build(function, inputs, **options):
     return ttb.from_network(function, inputs, target="portable", **options)
+
+
+def test_its_results_are_compared_with_the_references_though_there_is_no_program():
+    x = torch.randn(2, 4)
+    captured = _captured(lambda x: x @ WEIGHT, Given.parse(project, x, None, None), build(project, x).signature)
+    (row,) = verify(captured, captured.eager, Precision("fp32"))
+    assert row.passed
+    with pytest.raises(VerificationFailed):
+        verify(captured, lambda tensors: [2 * tensor for tensor in captured.eager(tensors)], Precision("fp32"))
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ def narrowest(captured: CapturedModel, precision: Precision) -> str:
     """The precision, or, for a model that is in 16 bits itself, its own: eager's results are no nearer to the truth. A
     graph with quantized tensors is int8's case whatever the rest computes in: a value between two numbers may go to
     either, and weights in few bits are no longer eager's."""
-    if is_quantized(captured.program) and not precision.quantized:
+    written = captured.program is None  # by hand, in TensorRT's layers
+    if not written and not precision.quantized and is_quantized(captured.program):
         return "int8"
     dtypes = {spec.dtype for spec in captured.signature.outputs}
     own = "bf16" if "bfloat16" in dtypes else "fp16" if "float16" in dtypes else "fp32"

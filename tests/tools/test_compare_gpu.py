@@ -75,7 +75,8 @@ def test_a_quantized_plan_is_built_again_from_the_program_that_it_keeps():
     pytest.importorskip("torchao")
     model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 16)), torch.randn(64, 64)
     model, x = model.eval().cuda(), x.cuda()
-    options = {"calibration": [x], "backend": "onnx", "verify": False}
+    unquantized_last = ttb.BuildOptions(minimum_share=0.8)
+    options = {"calibration": [x], "backend": "onnx", "verify": False, "build": unquantized_last}
     found = ttb.compare(model, ttb.compile(perturbed(model, "2"), x, "int8", source=True, **options), x)
     print(found)
     assert found.precision == "int8" and found.worst.place == "2"

@@ -12,9 +12,11 @@ from overflowing import Between, Stream, Uneven, fewest_by_trying_all, made
 from torch import nn
 
 import torchtrt_bridge as ttb
+from torchtrt_bridge.backends.base import Place
 from torchtrt_bridge.capture import capture
-from torchtrt_bridge.errors import InvalidFile, InvalidOption, TargetUnreachable, VerificationFailed
+from torchtrt_bridge.errors import InvalidFile, InvalidOption, PrecisionNotApplied, TargetUnreachable, VerificationFailed
 from torchtrt_bridge.tools.candidates import Candidates
+from torchtrt_bridge.tools.quantizing import Quantizing
 from torchtrt_bridge.tools.search import fewest, first_that_meets
 
 
@@ -158,6 +160,23 @@ def test_a_mapping_raises_the_layers_that_it_is_for_and_no_others():
     assert candidates.mapping([]) == {"default": "fp16"}
     assert candidates.mapping(["1"]) == {"default": "fp16", "1.up": "fp16", "1": "fp32", "1.down": "fp16"}
     assert candidates.mapping(["1", "1.up"]) == {"default": "fp16", "1": "fp32", "1.down": "fp16"}
+
+
+def test_a_plans_mapping_names_what_quantization_leaves_alone():
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("torchao")
+    model, x = made(Uneven)
+    captured, data = capture(model, x), [torch.randn(64, 16)]
+    quantizing = Quantizing(captured, "int8", Place(torch.device("cpu"), "portable"), data, None, None)
+    candidates = Candidates(captured, "int8", "fp16", quantizing, rest="fp16")
+    assert candidates.layers == ("0", "2", "4")
+    assert candidates.mapping([]) == {"default": "int8", "6": "fp16"}
+    mapping = candidates.mapping(["0", "2"])
+    assert mapping == {"default": "int8", "0": "fp16", "2": "fp16", "6": "fp16"}
+    built = ttb.build(model, x, mapping, calibration=data, backend="onnx", hybrid=False)
+    assert built.report.work["asked"] == {"int8": 1.0, "fp16": 1.0}
+    with pytest.raises(PrecisionNotApplied, match="6/linear_3"):
+        ttb.build(model, x, {**mapping, "6": "int8"}, calibration=data, backend="onnx", hybrid=False)
 
 
 def test_the_result_prints_as_text_table_html_and_plot():

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from ..batch_norm import fold_batch_norm
 from ..capture import CapturedModel
 from ..fx_nodes import is_float, module_path, operator_name
-from ..operator_classes import VIEWS
+from ..operator_classes import LOW, VIEWS
 from ..precision import Precision, cast_program
 from ..quantization.graph import is_dequantize, is_quantize
 from ..reproducible import reproducible
@@ -37,17 +37,24 @@ Quantize = Callable[[Precision], tuple[CapturedModel, Precision]]
 class Candidates:
     """What becomes of ``captured`` where layers have the precisions ``low`` and ``high``.
 
+    Args:
+        rest: what the products compute in that quantization leaves alone (attentions, the layers that make the
+            results). A mapping then says so of each, as they do not compute in ``low``, and a plan of which too little
+            does is refused. None leaves them to the default.
+
     Attributes:
         layers: the paths of the modules that compute anything in the low precision by themselves, in the graph's order.
             ``""`` is the model itself; a module counts without the modules in it.
     """
 
-    def __init__(self, captured: CapturedModel, low: str, high: str, quantize: Quantize):
+    def __init__(self, captured: CapturedModel, low: str, high: str, quantize: Quantize, rest: str | None = None):
         self._captured, self._low, self._high, self._quantize = captured, low, high, quantize
         self._folded = fold_batch_norm(captured.program)
         lowest = Precision.parse(low)
         self._lowest = self._program(lowest)
         self.layers = _quantized_layers(self._lowest) if lowest.quantized else _low_layers(self._lowest, lowest.dtype)
+        left = _multiplying_layers(self._lowest) if lowest.quantized and rest is not None else ()
+        self._left = {layer: rest for layer in left if layer not in self.layers}
 
     def mapping(self, raised: Iterable[str]) -> dict[str, str]:
         """The ``precision=`` in which the layers ``raised`` are high, and all others low."""
@@ -55,11 +62,12 @@ class Candidates:
         if raised.issuperset(self.layers):
             return {"default": self._high if raised else self._low}
         found = {"default": self._high if "" in raised else self._low}
-        for layer in sorted(filter(None, self.layers), key=lambda path: path.count(".")):
-            wanted = self._high if layer in raised else self._low
+        layers = [*self.layers, *self._left]
+        for layer in sorted(filter(None, layers), key=lambda path: path.count(".")):
+            wanted = self._left.get(layer) or (self._high if layer in raised else self._low)
             if wanted != found[_around(layer, found)]:
                 found[layer] = wanted
-        return {"default": found["default"], **{layer: found[layer] for layer in self.layers if layer in found}}
+        return {"default": found["default"], **{layer: found[layer] for layer in layers if layer in found}}
 
     def module(self, raised: Iterable[str]) -> Candidate:
         """The candidate as a module that is called as the model is, on the model's device."""
@@ -145,6 +153,12 @@ def _quantized_layers(program: ExportedProgram) -> tuple[str, ...]:
     """The modules with an operator of their own that takes quantized numbers."""
     readers = (n for n in program.graph.nodes if any(map(_dequantizes, n.all_input_nodes)) and not is_quantize(n))
     return tuple(dict.fromkeys(map(module_path, readers)))
+
+
+def _multiplying_layers(program: ExportedProgram) -> tuple[str, ...]:
+    """The modules with a matrix product, a convolution, an attention or a recurrent layer of their own."""
+    products = LOW - {"embedding", "prelu", "_prelu_kernel"}
+    return tuple(dict.fromkeys(module_path(node) for node in program.graph.nodes if operator_name(node) in products))
 
 
 def _dequantizes(node: torch.fx.Node) -> bool:

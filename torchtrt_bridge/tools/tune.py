@@ -104,7 +104,8 @@ def tune_precision(
         place = Place(wanted or captured.device)
         with stages("calibrating"):
             quantizing = Quantizing(captured, low, place, calibration, calibration_input, quantize)
-        candidates = Candidates(captured, low, high, quantizing)
+        rest = (quantize and quantize.other) or "fp16"
+        candidates = Candidates(captured, low, high, quantizing, rest if place.needs_plan else None)
         problem = _problem(model, captured, goal, [low, high, *quantizing.describe()], str(place), options)
         trials = Trials(candidates.layers, goal.passes, problem, resume)
 
