@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparing import assert_same
+from older_versions import rounds_to_tf32
 from parts import Branch, Halves, MixtureOfExperts, Twisted
 
 import torchtrt_bridge as ttb
@@ -196,14 +197,6 @@ def test_pytorch_alone_runs_on_the_gpu():
     x = torch.randn(3, 8, device="cuda")
     same(fast(x), Alone()(x))
     assert fast.device.type == "cuda"
-
-
-def rounds_to_tf32():
-    """Whether this TensorRT computes fp32 in TF32, whatever is asked (RTX 1.4 does)."""
-    layer, x = torch.nn.Linear(512, 512).eval().cuda(), torch.randn(64, 512, device="cuda")
-    fast = ttb.compile(layer, x, verify=False)
-    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
-    return bool((fast(x).double() - expected).norm() / expected.norm() > 1e-4)
 
 
 def test_a_detector_reloads_in_a_fresh_process(tmp_path):

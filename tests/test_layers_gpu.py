@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from comparing import assert_same
+from older_versions import faults_of_rtx_14
 from own_layers import CONVERTERS, Attention, Model, Norm, Outer, several_converter
 from torch import nn
 
@@ -58,7 +59,8 @@ def test_fixed_sizes_and_a_model_in_half_itself(route):
     require(route)
     model = nn.Sequential(Norm(16), Attention(16)).cuda().half().eval()
     x = torch.randn(2, 5, 16, device="cuda").half()
-    fast = ttb.compile(model, x, backend=route, hybrid=False, converters=CONVERTERS)
+    with faults_of_rtx_14():
+        fast = ttb.compile(model, x, backend=route, hybrid=False, converters=CONVERTERS)
     assert_same(fast(x), model(x), 3e-2, 3e-2)
 
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from older_versions import faults_of_rtx_14
 from streams import NORMS, Stream
 from torch import nn
 
@@ -69,7 +70,8 @@ def net():
 def test_layers_have_their_own_precision(net, route):
     model, x = net
     mapping = {"default": "fp16", "stem": "fp32", "body.2": "bf16"}
-    module = ttb.compile(model, x, mapping, backend=route, hybrid=False)
+    with faults_of_rtx_14():
+        module = ttb.compile(model, x, mapping, backend=route, hybrid=False)
     assert error(module, model, x) < LIMIT["bf16"]
     assert module.report.work["asked"] == {"fp16": 1.0, "fp32": 1.0, "bf16": 1.0}, module.report
     assert set(module.report.work["by"]) == {"fp16", "fp32", "bf16"}

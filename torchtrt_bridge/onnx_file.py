@@ -213,7 +213,8 @@ def _segment(
     renamed = {wire: spans[spec.name] for wire, spec in zip(wires[0], signature.inputs) if spec.name in spans}
     with torch.cuda.device(place.device) if place.device.type == "cuda" else contextlib.nullcontext():
         target = None if place.target in (None, "portable") else place.target
-        plan = build(Request(file.path, renamed, target=target, **builder_settings(options.build)), progress=progress)
+        request = Request(file.path, renamed, target=target, **builder_settings(options.build))
+        plan = build(request, progress=progress, isolate=options.build.isolate)
     made = plan_provenance(plan.flavor, plan.version, plan.target, plan.num_layers, options.build, place)
     return Segment("tensorrt", *wires, engine=torch.frombuffer(plan.data, dtype=torch.uint8)), made
 

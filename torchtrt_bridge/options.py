@@ -30,6 +30,10 @@ class BuildOptions:
             which the same shape always runs the same kernels, so that results repeat to the last bit.
         minimum_share: the least share of the matrix and convolution work that is to run in the precision that was asked
             for, 0 to 1; less is :class:`~torchtrt_bridge.errors.PrecisionNotApplied`.
+        isolate: build in a child process, which takes half a second, and which a fault inside TensorRT ends instead of
+            this one. None does so for TensorRT for RTX, whose builder has ended processes, with a GPU and without.
+            Routes and converters that call Python functions of this process are built with here all the same, and
+            Torch-TensorRT always in a process of its own.
         torch_tensorrt: further settings of the route ``"torch_tensorrt"``, by the names that its CompilationSettings
             has: ``{"decompose_attention": True}``. Those that are not a matter of how the plan is built are refused
             (see ``docs/routes.md``).
@@ -46,6 +50,7 @@ class BuildOptions:
     hardware_compatible: bool = False
     kernel_specialization: str | None = None
     minimum_share: float = 0.9
+    isolate: bool | None = None
     torch_tensorrt: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +66,8 @@ class BuildOptions:
             )
         if type(self.minimum_share) not in (int, float) or not 0 <= self.minimum_share <= 1:
             raise InvalidOption(f"BuildOptions(minimum_share={self.minimum_share!r}): a number from 0 to 1 is needed.")
+        if self.isolate not in (None, True, False):
+            raise InvalidOption(f"BuildOptions(isolate={self.isolate!r}): it is True, False or None.")
         named = isinstance(self.torch_tensorrt, Mapping) and all(isinstance(name, str) for name in self.torch_tensorrt)
         if not named:
             raise InvalidOption(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import subprocess
 import sys
@@ -10,13 +9,13 @@ import sys
 import pytest
 import torch
 from comparing import assert_same, nothing_changes
+from older_versions import faults_of_rtx_14, rounds_to_tf32
 from test_torch_tensorrt import Cross, Forms
 from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends import torch_tensorrt as route
 from torchtrt_bridge.backends.base import Place
-from torchtrt_bridge.trt.targets import installed
 from torchtrt_bridge.verify import TF32
 
 pytestmark = [
@@ -25,12 +24,6 @@ pytestmark = [
 ]
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2}
-
-
-@functools.cache
-def rounds_to_tf32() -> bool:
-    """Whether this TensorRT computes fp32 in TF32, whatever is asked (RTX 1.4 does)."""
-    return linear_error(ttb.compile, verify=False) > 1e-4
 
 
 def linear_error(make, **how) -> float:
@@ -114,12 +107,8 @@ def check(model, args, others, precision="fp32", **how):
     if precision == "fp32" and rounds_to_tf32():
         limit, how = 5e-3, {**how, "verify": TF32}
     with nothing_changes(model, *args):
-        try:
+        with faults_of_rtx_14():
             fast = ttb.compile(model, args, precision, backend="torch_tensorrt", hybrid=False, **how)
-        except (ttb.errors.BuildFailed, ttb.errors.ConversionFailed) as error:
-            if "Myelin" in str(error) and installed().version.startswith("1.4"):
-                pytest.skip(f"TensorRT-RTX 1.4's own compiler fails on it, which is refused: {str(error)[:200]}")
-            raise
     assert fast.backend == "torch_tensorrt" and fast.report.runtime == "tensorrt"
     for other in others:
         assert_same(fast(*other), eager(model, *other), rtol=limit, atol=limit)

@@ -97,7 +97,7 @@ def _all() -> dict[str, Layer | Callable[[], Layer]]:
         "cumprod": _layer(lambda x: x.cumprod(-1), _normal(2, 9)),
         "stable sort": _layer(lambda x: torch.sort(x.round(), dim=-1, stable=True), _normal(2, 30)),
         "topk": _layer(lambda x: torch.topk(x, 4), _normal(2, 30)),
-        "searchsorted": _layer(lambda x: torch.searchsorted(torch.arange(-2.0, 2.0), x), _normal(2, 5)),
+        "searchsorted": _layer(lambda x: torch.searchsorted(torch.arange(-2, 2.0, device=x.device), x), _normal(2, 5)),
         "einsum": _layer(lambda x, y: torch.einsum("b...i,bji->b...j", x, y), _normal(2, 3, 4), _normal(2, 5, 4)),
         "cdist": _layer(torch.cdist, _normal(2, 3, 4), _normal(2, 5, 4)),
         "weight_norm": _layer(

@@ -17,7 +17,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cases
@@ -66,7 +66,14 @@ def attempt(case_id: cases.CaseId, where: str, backend: str = "auto", hybrid: bo
         inputs, others = ([t.to(device) for t in tensors] for tensors in (case.inputs, case.others))
         if device.type == "cuda" and (reason := _not_counted_there(case, module, device)):
             return Trial("not counted", detail=f"on the GPU, {reason}")
-        trial = _compile_and_compare(module, inputs, others, precision, dims, axes, where, backend, hybrid)
+        options: dict[str, Any] = {
+            "dynamic_shapes": dims,
+            "backend": backend,
+            "hybrid": "allow_torch" if hybrid else False,  # an operator by itself may leave nothing for TensorRT
+        }
+        if where == "cuda":  # this process is one that may end; attentions have ended some
+            options["build"] = ttb.BuildOptions(isolate="attention" in case_id.operator)
+        trial = _compile_and_compare(module, inputs, others, precision, axes, where, options)
         if trial.error in ("CaptureFailed", "InvalidInput", "DimSpecialized"):
             dim = next(iter(next(iter(dims.values())).values())) if dims else None
             reason = _export_refuses(module, inputs, (axes, dim.min, dim.max) if dim else None)
@@ -85,17 +92,10 @@ def _compile_and_compare(
     inputs: Sequence[torch.Tensor],
     others: Sequence[torch.Tensor],
     precision: str,
-    dims: Any,
     axes: dict[int, int],
     where: str,
-    backend: str,
-    hybrid: bool,
+    options: Mapping[str, Any],
 ) -> Trial:
-    options: dict[str, Any] = {
-        "dynamic_shapes": dims,
-        "backend": backend,
-        "hybrid": "allow_torch" if hybrid else False,  # an operator by itself may leave nothing for TensorRT
-    }
     try:
         if where == "build":
             fast = ttb.build(module, tuple(inputs), precision, **options)

@@ -14,7 +14,13 @@ from torch import nn
 import torchtrt_bridge as ttb
 from torchtrt_bridge.backends.base import Place
 from torchtrt_bridge.capture import capture
-from torchtrt_bridge.errors import InvalidFile, InvalidOption, PrecisionNotApplied, TargetUnreachable, VerificationFailed
+from torchtrt_bridge.errors import (
+    InvalidFile,
+    InvalidOption,
+    PrecisionNotApplied,
+    TargetUnreachable,
+    VerificationFailed,
+)
 from torchtrt_bridge.tools.candidates import Candidates
 from torchtrt_bridge.tools.quantizing import Quantizing
 from torchtrt_bridge.tools.search import fewest, first_that_meets

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,6 +15,7 @@ import networks
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from torchtrt_bridge.errors import BackendUnavailable, BuildCrashed, BuildFailed, InvalidOption
 from torchtrt_bridge.options import BuildOptions
@@ -86,10 +88,21 @@ def test_without_a_gpu_the_build_is_isolated(monkeypatch):
     assert build(mlp_request(), on_gpu=False).data.nbytes and len(started) == 1
 
 
-@pytest.mark.gpu
-def test_with_a_gpu_the_build_runs_here(monkeypatch):
+def test_with_a_gpu_it_is_too_unless_asked_not_to(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(isolation, "environment", lambda bound, device: seen.append(device) or os.environ.copy())
     started = commands(monkeypatch)
-    assert build(mlp_request()).data.nbytes and not started
+    assert build(mlp_request(target="sm89"), on_gpu=True).data.nbytes
+    assert seen == [3] and len(started) == 1
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    assert build(mlp_request(target="sm89"), on_gpu=True, isolate=False).data.nbytes and len(started) == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_there_in_the_child(monkeypatch):
+    started = commands(monkeypatch)
+    assert build(mlp_request()).data.nbytes and len(started) == 1
 
 
 def test_weights_from_memory_and_from_files_reach_the_child(tmp_path, monkeypatch):
@@ -175,7 +188,8 @@ def test_a_refused_model_is_a_failed_build_that_names_the_nodes(isolate, caplog)
 
 def test_every_option_of_the_build_is_one_of_the_request():
     settings = dataclasses.asdict(BuildOptions(workspace=1 << 30, optimization_level=2, tf32=True))
-    for other in ("kernel_specialization", "minimum_share", "torch_tensorrt"):  # of the run, of the gate, of one route
+    # of the run, of the gate, of where it is built, of one route
+    for other in ("kernel_specialization", "minimum_share", "isolate", "torch_tensorrt"):
         del settings[other]
     request = mlp_request(**settings)
     assert (request.workspace, request.optimization_level, request.tf32) == (1 << 30, 2, True)

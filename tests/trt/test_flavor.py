@@ -148,7 +148,7 @@ def test_features_of_tensorrt_rtx():
     assert bound.targets()["sm89"] == bound.trt.ComputeCapability.SM89
     assert bound.has_compute_capability_targets and bound.has_attention_layer and bound.has_initializer_loading
     assert bound.has_runtime_config and bound.has_runtime_cache
-    assert bound.can_build_without_gpu and bound.needs_child_without_gpu
+    assert bound.can_build_without_gpu and bound.may_end_the_process
     # The names are there; the work is not done.
     assert hasattr(bound.trt, "ITimingCache") and not bound.has_timing_cache
     assert hasattr(bound.trt.BuilderFlag, "VERSION_COMPATIBLE") and not bound.has_version_compatible
@@ -173,7 +173,7 @@ def test_features_of_tensorrt(version):
     assert bound.has_timing_cache and bound.has_version_compatible and bound.has_hardware_compatible
     assert bound.has_runtime_config and not bound.has_runtime_cache
     assert not bound.has_attention_layer and not bound.has_initializer_loading
-    assert not bound.can_build_without_gpu and not bound.needs_child_without_gpu
+    assert not bound.can_build_without_gpu and not bound.may_end_the_process
     assert bound.targets() == {} and not bound.has_compute_capability_targets
 
 

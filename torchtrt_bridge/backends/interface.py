@@ -72,7 +72,7 @@ def builder_settings(build: BuildOptions) -> dict[str, Any]:
             f"kernel_specialization: TensorRT's flavour {installed().name!r} ({installed().version}) chooses its"
             " kernels when it builds; leave it out."
         )
-    others = ("kernel_specialization", "minimum_share", "torch_tensorrt")
+    others = ("kernel_specialization", "minimum_share", "isolate", "torch_tensorrt")
     return {f.name: getattr(build, f.name) for f in dataclasses.fields(build) if f.name not in others}
 
 

@@ -176,6 +176,7 @@ def _plan(
                         **settings,
                     ),
                     progress=progress,
+                    isolate=build.isolate,
                 )
             del model, weights
         except (ConversionFailed, BuildFailed) as error:
@@ -196,7 +197,7 @@ def _plan(
 def _notes(layers: Layers) -> list[str]:
     """What the report says of layers that converters made."""
     notes = summary(layers.calls)
-    if layers.calls and not torch.cuda.is_available() and (reason := layers.stays()) is not None:
+    if layers.calls and (reason := layers.stays()) is not None:
         notes.append(f"TensorRT built in this process, which a fault of its would have ended: {reason}")
     return notes
 

@@ -23,8 +23,9 @@ aten = torch.ops.aten
 
 def exportable(program: ExportedProgram) -> ExportedProgram:
     """``program`` with the built-in converters applied, without operators that TensorRT's parser takes in fp32 and fp16
-    only, where they are in bf16, without losses, which it does not take, and without squeezes of dimensions that are
-    not 1, which torch leaves alone and ONNX refuses. Itself where there is nothing to do."""
+    only, where they are in bf16, without losses, which it does not take, without squeezes of dimensions that are
+    not 1, which torch leaves alone and ONNX refuses, and without grid_sampler, which is cuDNN's for some arguments on a
+    GPU, where torch.onnx cannot trace it. Itself where there is nothing to do."""
     if not any(_form_of(node) for node in program.graph.nodes):
         return program
     graph = copy.deepcopy(program.graph)
@@ -45,6 +46,8 @@ def _form_of(node: Node) -> Callable[..., Any] | None:
         dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
         changes = node.meta["val"].ndim == node.args[0].meta["val"].ndim - len(dims)  # type: ignore[union-attr]
         return None if changes else _SQUEEZES[node.target]
+    if node.target is aten.grid_sampler.default:
+        return _sample_grid
     return LOSSES.get(node.target) or form_of(node)
 
 
@@ -53,6 +56,11 @@ def _squeeze(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
         if x.ndim and x.shape[dim] == 1:
             x = x.select(dim, 0)
     return x.clone()
+
+
+def _sample_grid(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    sample = aten.grid_sampler_2d.default if x.ndim == 4 else aten.grid_sampler_3d.default
+    return sample(x, *arguments)  # type: ignore[no-any-return]
 
 
 _NOT_IN_BF16 = {

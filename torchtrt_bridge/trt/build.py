@@ -1,7 +1,7 @@
 """Where a build runs, and what its failures are called.
 
-It runs in this process where there is a GPU. Where there is none, TensorRT may end the process, so it runs in a child
-process (:mod:`.isolation`). Either way the calling thread only waits: Ctrl-C gets through.
+TensorRT for RTX may end the process, so it builds in a child process (:mod:`.isolation`); the full TensorRT builds in
+this one. Either way the calling thread only waits: Ctrl-C gets through.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def build(
     Args:
         progress: called on this thread with the phase's name and the fraction of the build that is done.
         isolate: build in a child process; None does so where this TensorRT could end the process. What Python
-            functions do that cannot be handed to a child is done here; a child then shows that the builder survives.
+            functions do that cannot be handed to a child is done here; where there is no GPU, a child then shows that
+            the builder survives at all.
         on_gpu: whether a GPU is here; None asks torch.
 
     Raises:
@@ -62,10 +63,10 @@ def build(
     with own_errors():
         request, bound = prepare(request, on_gpu)
         device = torch.cuda.current_device() if on_gpu else None
-        contained = isolate or (isolate is None and not on_gpu and bound.needs_child_without_gpu)
+        contained = bound.may_end_the_process if isolate is None else isolate
         if contained and request.fill is None and (request.edit is None or request.edit.stays() is None):
             return build_in_child(request, bound, progress, device)
-        if contained:
+        if contained and not on_gpu:
             require_a_builder_that_survives(bound)
         return _build_here(request, progress, device)
 
