@@ -105,7 +105,10 @@ def measured(
                 return {"refused": refused}
             asked = {"default": "int8", torch.nn.Conv2d: "fp16"}
     seconds = time.perf_counter() - began
-    error = difference(expected, call(module, inputs))
+    try:
+        error = difference(expected, call(module, inputs))
+    except RuntimeError as failed:  # kernels are compiled at the first call
+        return {"refused": f"{type(failed).__name__}: {str(failed).splitlines()[0][:300]}"}
     work = module.report.work or {}
     with turn(lock):
         taken = milliseconds(lambda: call(module, inputs))
@@ -114,6 +117,7 @@ def measured(
         "ms": taken,
         "engine_mb": sum(t.numel() for n, t in module.state_dict().items() if "engine" in n) / 1e6,
         "share": (work.get("by") or {}).get(precision),
+        "missed": work.get("missed"),
         "build_s": seconds,
         **({"note": f"convolutions in fp16: {refused}"} if refused else {}),
     }

@@ -111,7 +111,7 @@ def applied(
     met: dict[str, int] = collections.Counter()
     missed = []
     for item in work:
-        asks = wanted.get(_path(_short(item.layer)), precision.name)
+        asks = wanted.get(_path(item.place), precision.name)
         got = item.built or item.typed
         by[got] += item.flops
         if asks is None:
@@ -120,7 +120,7 @@ def applied(
         if asks == "fp32" or got == asks or (got in _EIGHT_BITS and asks not in _EIGHT_BITS):
             met[asks] += item.flops
         else:
-            missed.append(Missed(_short(item.layer), item.kind, asks, got, item.flops / total, _reason(item, asks)))
+            missed.append(Missed(item.place, item.kind, asks, got, item.flops / total, _reason(item, asks)))
     return Applied(
         flops=total,
         by={name: flops / total for name, flops in sorted(by.items(), key=lambda pair: -pair[1])},
@@ -159,12 +159,6 @@ def require(found: Applied, minimum: float) -> None:
             f" route, or accept it with build=BuildOptions(minimum_share={int(share * 100) / 100}).",
             rows=[dataclasses.asdict(row) for row in rows],
         )
-
-
-def _short(layer: str) -> str:
-    """The name of a layer of the network without what Torch-TensorRT puts before it:
-    ``"[MATRIX_MULTIPLY]-[aten_ops.linear]-[encoder.0/linear]"``."""
-    return layer.rpartition("]-[")[2].removesuffix("]") if layer.startswith("[") else layer
 
 
 def _path(layer: str) -> str:

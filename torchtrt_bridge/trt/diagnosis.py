@@ -27,7 +27,7 @@ def failed(request: Request, bound: Flavor, messages: Messages, network: Any) ->
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         return NoKernel(
             f"{this} has no int8 kernel for the convolution{'s' * (len(layers) > 1)} {', '.join(layers[:3])}{more}."
-            " Keep them in 16 bits, with precision={'default': 'int8', nn.Conv2d: 'fp16'}, or try precision='fp8'.",
+            " Keep them in 16 bits, with precision={'default': 'int8', nn.Conv2d: 'fp16'}.",
             messages=tuple(messages.errors)[-3:],
         )
     return Failure(summary, messages=tuple(messages.errors))
@@ -36,4 +36,4 @@ def failed(request: Request, bound: Flavor, messages: Messages, network: Any) ->
 def _int8_convolutions(bound: Flavor, network: Any) -> list[str]:
     """The names of the convolutions between whose operands and an int8 kernel only TensorRT stands."""
     work = work_of(bound.trt, network, {})
-    return [item.layer for item in work if "convolution" in item.kind and item.typed == "int8"]
+    return [item.place for item in work if "convolution" in item.kind and item.typed == "int8"]

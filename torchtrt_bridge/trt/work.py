@@ -50,6 +50,12 @@ class Work:
     hindrance: str = ""
     metadata: str = ""
 
+    @property
+    def place(self) -> str:
+        """The name without what Torch-TensorRT puts before it:
+        ``"[MATRIX_MULTIPLY]-[aten_ops.linear]-[encoder.0/linear]"``."""
+        return self.layer.rpartition("]-[")[2].removesuffix("]") if self.layer.startswith("[") else self.layer
+
 
 def label(network: Any) -> None:
     """Give every layer of ``network`` that has none a metadata of its own, so that it is found again in the engine."""
