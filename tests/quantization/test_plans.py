@@ -11,6 +11,7 @@ from torch import nn
 
 import torchtrt_bridge as ttb
 from torchtrt_bridge.errors import ConversionFailed, InvalidOption, PrecisionNotApplied
+from torchtrt_bridge.trt.flavor import flavor
 
 pytest.importorskip("tensorrt_rtx")
 X = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
@@ -64,6 +65,22 @@ def test_weight_only_is_refused_where_it_says_nothing():
         ttb.compile(nn.Linear(120, 8).eval(), torch.randn(4, 120), quantize=ttb.Quantization(weight_only="int4"))
     with pytest.raises(InvalidOption, match="leaves the activations alone, and precision='int8'"):
         ttb.compile(mlp(), X, "int8", quantize=ttb.Quantization(weight_only="int8"))
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch_tensorrt"])
+def test_fp8_convolutions_are_refused_where_their_scales_are_lost(backend):
+    """TensorRT for RTX 1.4 and 1.6 built them, and their results were a thousand times too large on an H100."""
+    if backend == "torch_tensorrt" and importlib.util.find_spec("torch_tensorrt") is None:
+        pytest.skip("torch_tensorrt is not installed")
+    if not flavor().loses_fp8_scales:
+        pytest.skip(f"{flavor().name} {flavor().version} is not known to")
+    model, x = Block().eval(), torch.randn(2, 3, 8, 8)
+    given = {"calibration": ttb.calibrate(model, x, [x]), "backend": backend, "hybrid": False}
+    with pytest.raises(PrecisionNotApplied, match=r"wrongly, the convolutions conv1/.*nn.Conv2d: 'fp16'"):
+        ttb.build(model, x, "fp8", **given)
+    whole = ttb.BuildOptions(minimum_share=0.0)
+    built = ttb.build(model, x, {"default": "fp8", nn.Conv2d: "fp16"}, build=whole, **given)
+    assert built.report.work["by"]["fp8"] > 0
 
 
 def test_int8_convolutions_are_refused_by_name_or_built():

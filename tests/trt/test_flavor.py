@@ -155,6 +155,12 @@ def test_features_of_tensorrt_rtx():
     assert hasattr(bound.trt, "HardwareCompatibilityLevel") and not bound.has_hardware_compatible
 
 
+@pytest.mark.parametrize(("version", "loses"), [("1.4.0.76", True), ("1.6.1.120", True), ("1.7.1.5", False)])
+def test_which_versions_leave_out_the_scales_of_fp8(version, loses):
+    assert Flavor("tensorrt_rtx", version, None, None).loses_fp8_scales is loses
+    assert not Flavor("tensorrt", "10.9.0", None, None).loses_fp8_scales
+
+
 @pytest.mark.parametrize("version", [10, 11])
 def test_features_of_tensorrt(version):
     """Modules with the names that TensorRT 10 and 11 have."""

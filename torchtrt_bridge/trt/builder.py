@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from .diagnosis import failed
+from .diagnosis import failed, require_right_kernels
 from .engine_layers import from_log
 from .flavor import Flavor, flavor
 from .log import Messages, listening, logger
@@ -113,7 +113,12 @@ def measured(
 
 def serialize(bound: Flavor, builder: Any, network: Any, config: Any, file: IO[bytes]) -> Any:
     """The plan as TensorRT's own buffer, or, where TensorRT can write it out piece by piece (a fifth less memory at
-    the peak), its size in ``file``. None if the build failed."""
+    the peak), its size in ``file``. None if the build failed.
+
+    Raises:
+        NoKernel: see :func:`.diagnosis.require_right_kernels`.
+    """
+    require_right_kernels(bound, network)
     if not bound.has_plan_streaming:
         return builder.build_serialized_network(network, config)
     writer = make_writer(bound.trt, file)
