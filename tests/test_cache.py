@@ -35,7 +35,7 @@ def test_bytes_come_back_also_in_another_process(cache):
     cache.put("empty \udcff", b"")
     assert cache.get("resnet|sm90") == b"onnx\0\xff" and cache.get("empty \udcff") == b""
     assert cache.get("resnet|sm89") is None
-    code = f"from torchtrt_bridge.cache import Cache; print(Cache({cache.folder!r}).get('resnet|sm90'))"
+    code = f"from torchtrt_bridge.cache import Cache; print(bytes(Cache({cache.folder!r}).get('resnet|sm90')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == repr(b"onnx\0\xff")
     cache.put("resnet|sm90", b"torch2trt")

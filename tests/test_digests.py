@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torchtrt_bridge.digests import _AT_ONCE, _CHUNK, digest, digests
+import torch
+
+from torchtrt_bridge.digests import _AT_ONCE, _CHUNK, TensorDigests, digest, digests
+from torchtrt_bridge.runtime.contents import contents
 
 
 def test_every_byte_the_length_and_the_order_count():
@@ -18,18 +21,40 @@ def test_every_byte_the_length_and_the_order_count():
 
 
 def test_company_changes_nothing():
-    contents = [b"one", bytes(_CHUNK + 1), b"", bytes(3)]
-    assert list(digests(contents)) == [digest(content) for content in contents]
+    given = [b"one", bytes(_CHUNK + 1), b"", bytes(3)]
+    assert list(digests(given)) == [digest(content) for content in given]
 
 
 def test_what_is_hashed_is_asked_for_in_batches():
     asked = []
 
-    def contents():
+    def made():
         for index in range(4):
             asked.append(index)
             yield memoryview(bytes(_AT_ONCE // 2))
 
-    found = digests(contents())
+    found = digests(made())
     next(found)
     assert asked == [0, 1]
+
+
+def test_a_tensor_is_read_once_and_again_when_it_was_written_to(monkeypatch):
+    read = []
+    monkeypatch.setattr("torchtrt_bridge.digests.contents", lambda t: read.append(t) or contents(t))
+    known, x = TensorDigests(), torch.arange(12.0).reshape(3, 4)
+    first = known.of([x, x.detach(), x.t(), x[1:], x.view(torch.int32)])
+    assert len(read) == 4 and len(set(first)) == 3  # as integers, the bytes are the same
+    assert known.of([x]) == first[:1] == [digest(contents(x))] and len(read) == 4
+    x[0, 0] = 7
+    assert known.of([x.t(), x]) == [digest(contents(x.t())), digest(contents(x))] and len(read) == 6
+    with torch.inference_mode():
+        y = torch.zeros(2)
+        before = known.of([y])
+        y += 1
+        assert known.of([y]) != before
+
+
+def test_no_later_tensor_is_taken_for_one_that_is_gone():
+    known = TensorDigests()
+    seen = {known.of([torch.full((1000,), float(value))])[0] for value in range(50)}
+    assert len(seen) == 50

@@ -58,7 +58,7 @@ class Cache:
         self.folder = _folder() if folder is None else os.path.abspath(os.fspath(folder))
         self.size = _size() if size is None else size
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str) -> memoryview | None:
         """What was put under ``key``; None where nothing was, or where it is damaged (it is removed then)."""
         with self._opened(create=False) as folder:
             if folder is None:
@@ -72,7 +72,7 @@ class Cache:
                 self._say(f"{name} in {self.folder} cannot be read: {error.strerror}")
                 return None
             start = len(_MAGIC) + hashlib.sha256().digest_size
-            data = content[start:]
+            data = content[start:]  # a view: what is kept may be hundreds of megabytes
             if content[:start] != _MAGIC + _digest(key, data):
                 _log.warning("the cache entry %s in %s is damaged; it is removed", name, self.folder)
                 with contextlib.suppress(OSError):
@@ -217,18 +217,19 @@ def _name(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _digest(key: str, data: bytes) -> bytes:
+def _digest(key: str, data: bytes | memoryview) -> bytes:
     """Of the key as well: an entry under another's name is a damaged one."""
     return hashlib.sha256(_name(key).encode() + digest(data)).digest()
 
 
-def _read(name: str, folder: int) -> bytes:
+def _read(name: str, folder: int) -> memoryview:
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             raise OSError(errno.EPERM, "it is no file of this user")
-        return file.read()
+        content = memoryview(bytearray(found.st_size))
+        return content[: file.readinto(content)]  # type: ignore[attr-defined]
 
 
 def _write(name: str, content: bytes, folder: int) -> None:

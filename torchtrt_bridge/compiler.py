@@ -18,6 +18,7 @@ from torch import nn
 from .asked import Options, ordinary_tensors, parse_device
 from .backends.base import Place
 from .capture import CapturedModel, capture
+from .digests import TensorDigests
 from .errors import ON_CPU, InvalidOption, RunsOnCPU, nearest
 from .fastest_precision import Criterion, fastest_precision
 from .finishing import Finish
@@ -125,19 +126,20 @@ def compile(
     with Stages() as stages, ordinary_tensors():
         captured = _capture(model, inputs, dynamic_shapes, dynamic_batch, registered, stages)
         place = Place(wanted or captured.device)
-        origin = Origin.of(model, attributes)
+        known = TensorDigests()
+        origin = Origin.of(model, attributes, known)
         if criterion is not None:
             ranges = _observed(captured, calibration, calibration_input, quantize, stages)
 
             def made(chosen: Options) -> TRTModule:
                 given = (ranges, None, quantize) if chosen.precision.quantized else (None, None, None)
                 quantized, chosen = with_quantization(captured, chosen, place, *given, stages)
-                return make(quantized, place, chosen, stages, origin)
+                return make(quantized, place, chosen, stages, origin, known)
 
             return fastest_precision(made, options, criterion, captured, place)
         data = (calibration, calibration_input, quantize)
         captured, options = with_quantization(captured, options, place, *data, stages)
-        return make(captured, place, options, stages, origin)
+        return make(captured, place, options, stages, origin, known)
 
 
 @leaves_no_memory
@@ -188,15 +190,23 @@ def build(
         return make(captured, place, options, stages, Origin.of(model, attributes))
 
 
-def make(captured: CapturedModel, place: Place, options: Options, stages: Stages, origin: Origin) -> TRTModule:
-    """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share."""
+def make(
+    captured: CapturedModel,
+    place: Place,
+    options: Options,
+    stages: Stages,
+    origin: Origin,
+    known: TensorDigests | None = None,
+) -> TRTModule:
+    """From a captured model to a verified module: what :func:`compile`, :func:`build` and ``rebuild`` share. ``known``
+    are the digests of the model's tensors, where they were made already."""
     check_support(options.precision, place)
     finish = Finish(captured, place, options, stages, origin)
     if options.backend == "fastest":
         from .fastest import fastest
 
         module = fastest(
-            captured, options.precision, options.build, place, stages, finish, options.cuda_graph, options
+            captured, options.precision, options.build, place, stages, finish, options.cuda_graph, options, known
         )
     else:
         module = convert_and_check(

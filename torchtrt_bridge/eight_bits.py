@@ -49,7 +49,7 @@ def _ratio(precision: str, index: int, tf32: bool) -> float | None:
     device, bound, cache = torch.device("cuda", index), installed(), Cache()
     key = f"eight bits {precision} {_SIDE} {torch.cuda.get_device_name(device)} {bound.name} {bound.version}"
     if (kept := cache.get(key)) is not None:
-        return float(kept)
+        return float(bytes(kept))
     try:
         with torch.cuda.device(device):
             x = torch.randn(_SIDE, _SIDE, device=device).half()

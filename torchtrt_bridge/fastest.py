@@ -12,17 +12,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-import safetensors
-import safetensors.torch
 import torch
 
 from .backends.base import Artifact, Place
 from .cache import Cache
 from .capture import CapturedModel
+from .digests import TensorDigests
 from .errors import BridgeError, InvalidOption
 from .fingerprint import Indescribable, fingerprint
 from .progress import Stages
 from .racing import Lap, race
+from .runtime.files import from_bytes, to_bytes
 from .selection import Attempt, Attempts, candidates, in_parts, set_rows
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def fastest(
     finish: Finish,
     cuda_graph: bool | str,
     options: Any,
+    known: TensorDigests | None,
 ) -> TRTModule:
     """The module of the route that is fastest here, at the usual sizes, plain or through a CUDA graph.
 
     Args:
         cuda_graph: True or False measure that alone.
         options: all that was asked for, as a dataclass: part of what a kept decision is found by.
+        known: the digests of the model's tensors, where they were made already.
 
     Raises:
         InvalidOption: the result is for a GPU elsewhere.
@@ -73,7 +75,7 @@ def fastest(
         )
     cache = Cache()
     with stages("looking it up"):
-        key = _key(captured, place, options) if cache.folder is not None else None
+        key = _key(captured, place, options, known) if cache.folder is not None else None
         data = cache.get(key) if key is not None else None
     if data is not None:
         kept = _kept(data, stages, finish)
@@ -109,28 +111,28 @@ def fastest(
     rows = [_row(lap, best, made[lap.name][1]) for lap in laps]
     set_rows(module, [*rows, *attempts.rows])
     if key is not None:
-        cache.put(key, safetensors.torch.save(_owned(module.tensors())))
+        cache.put(key, to_bytes(module.tensors()))
     return module
 
 
-def _key(captured: CapturedModel, place: Place, options: Any) -> str | None:
+def _key(captured: CapturedModel, place: Place, options: Any, known: TensorDigests | None) -> str | None:
     try:
-        return "fastest " + fingerprint(captured, place, {"options": options})
+        return "fastest " + fingerprint(captured, place, {"options": options}, known)
     except Indescribable as error:
         _log.info("the choice is not kept for later: the model holds %s", error)
         return None
 
 
-def _kept(data: bytes, stages: Stages, finish: Finish) -> TRTModule | None:
+def _kept(data: memoryview, stages: Stages, finish: Finish) -> TRTModule | None:
     """The module that was chosen before; None where it does not hold."""
     from .runtime.artifact import from_tensors
 
     try:
         with stages("loading"):
-            artifact, caches = from_tensors(safetensors.torch.load(data), intact=True)
+            artifact, caches = from_tensors(from_bytes(data), intact=True)
         rows = artifact.report["routes"]
         module = finish.check(finish.load(artifact, caches))
-    except (BridgeError, KeyError, safetensors.SafetensorError) as error:
+    except (BridgeError, KeyError) as error:
         _log.warning("what was chosen before does not hold any more, the routes are measured again: %s", error)
         return None
     report = module.report
@@ -143,8 +145,3 @@ def _row(lap: Lap, best: Lap, seconds: float) -> Attempt:
     chosen = lap is best
     reason = "" if chosen else f"{lap.seconds / best.seconds:.3f} times as long as {best}"
     return Attempt(lap.name, "chosen" if chosen else "slower", reason, seconds, lap.seconds * 1e3, lap.graph)
-
-
-def _owned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The file format refuses tensors that share memory."""
-    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -26,7 +26,7 @@ from .backends.base import Place
 from .capture import CapturedModel
 from .code_identity import identity
 from .converters import __file__ as _CONVERTERS
-from .digests import digest, digests
+from .digests import TensorDigests, digest
 from .runtime.contents import contents
 
 _PACKAGES = (
@@ -46,15 +46,19 @@ class Indescribable(Exception):
     """The model holds something whose text would not say what it is."""
 
 
-def fingerprint(captured: CapturedModel, place: Place, options: Mapping[str, Any]) -> str:
+def fingerprint(
+    captured: CapturedModel, place: Place, options: Mapping[str, Any], known: TensorDigests | None = None
+) -> str:
     """The text: a digest in hexadecimal.
 
     Args:
         options: what was asked for, as plain data, dataclasses among it.
+        known: the digests of tensors that have one already.
 
     Raises:
         Indescribable: there is none.
     """
+    known = known or TensorDigests()
     state = {**captured.program.state_dict, **captured.program.constants}
     state.update({f"returned.{index}": constant for index, constant in enumerate(captured.constants)})
     document = {
@@ -63,9 +67,9 @@ def fingerprint(captured: CapturedModel, place: Place, options: Mapping[str, Any
         "outputs": _specs(captured.program.graph_signature.output_specs),
         "ranges": sorted((str(symbol), str(span)) for symbol, span in captured.program.range_constraints.items()),
         "signature": captured.signature.to_dict(),
-        "tensors": _tensors(state),
+        "tensors": _tensors(state, known),
         "examples": [_tensor(tensor) for tensor in captured.inputs],
-        "converters": [_converters(each) for _, each in [("", captured), *sorted(captured.routes.items())]],
+        "converters": [_converters(each, known) for _, each in [("", captured), *sorted(captured.routes.items())]],
         "place": [place.device.type, place.target],
         "options": _value(dict(options)),
         "here": _here(place),
@@ -73,7 +77,7 @@ def fingerprint(captured: CapturedModel, place: Place, options: Mapping[str, Any
     return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=True).encode()).hexdigest()
 
 
-def _converters(captured: CapturedModel) -> list[Any]:
+def _converters(captured: CapturedModel, known: TensorDigests) -> list[Any]:
     """The program for one route, and the forms of converters that a route may take in it. (What an ATen form says is in
     the program.)"""
     calls = []
@@ -82,7 +86,7 @@ def _converters(captured: CapturedModel) -> list[Any]:
         forms = [getattr(call.registration, name) for name in ("tensorrt", "onnx", "plugin")]
         described = [form and identity(form, _constant, _MODULES) for form in forms]
         calls.append([call.registration.target.name, call.registration.precision, call.place, described])
-    return [_graph(captured.program.graph_module), _tensors(captured.program.constants), calls]
+    return [_graph(captured.program.graph_module), _tensors(captured.program.constants, known), calls]
 
 
 def _constant(value: Any) -> Any:
@@ -168,13 +172,13 @@ def _specs(specs: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _tensors(tensors: Mapping[str, Any]) -> list[Any]:
+def _tensors(tensors: Mapping[str, Any], known: TensorDigests) -> list[Any]:
     """Name, form and digest of each."""
     names = sorted(tensors)
     for name in names:
         if type(tensors[name]) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
             raise Indescribable(f"{name}, a {type(tensors[name]).__qualname__}")
-    found = digests(contents(tensors[name]) for name in names)
+    found = known.of([tensors[name] for name in names])
     return [[name, _tensor(tensors[name]), one.hex()] for name, one in zip(names, found, strict=True)]
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .attributes import checked, collect
+from .digests import TensorDigests
 from .errors import InvalidFile
-from .runtime.contents import contents
 from .structure import Node
 
 
@@ -29,12 +29,13 @@ class Origin:
     attributes: Mapping[str, Node] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, attributes: Sequence[str] | None) -> Origin:
-        """See :func:`.attributes.collect` for the arguments, and for what is raised."""
+    def of(cls, model: nn.Module, attributes: Sequence[str] | None, known: TensorDigests | None = None) -> Origin:
+        """See :func:`.attributes.collect` for the first two arguments, and for what is raised. ``known`` takes the
+        digests of the model's tensors."""
         copied = collect(model, attributes)
         floating = (t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
         dtype = next(floating, None)
-        return cls("" if dtype is None else str(dtype).removeprefix("torch."), digest(model), copied)
+        return cls("" if dtype is None else str(dtype).removeprefix("torch."), digest(model, known), copied)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -58,21 +59,26 @@ class Origin:
         return cls(dtype, weights, checked(data["attributes"]))
 
 
-def digest(model: nn.Module) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of a model's parameters and buffers, wherever they are.
+def digest(model: nn.Module, known: TensorDigests | None = None) -> str:
+    """SHA-256 of the names, dtypes, shapes and digests (see :mod:`.digests`) of a model's parameters and buffers,
+    wherever they are.
 
     What the model computes depends on more (its code, plain attributes); that is not in it.
+
+    Args:
+        known: takes the digests of the tensors.
     """
+    rows = [
+        (kind, name, tensor)
+        for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers))
+        for name, tensor in sorted(named(remove_duplicate=False), key=lambda pair: pair[0])
+    ]
+    unlike = {id(tensor): [_dense(part) for part in _parts(tensor)] for _, _, tensor in rows}  # tied ones are read once
+    found = iter((known or TensorDigests()).of([part for parts in unlike.values() for part in parts]))
+    inside = {one: "".join(next(found).hex() for _ in parts) for one, parts in unlike.items()}
     whole = hashlib.sha256()
-    known: dict[int, str] = {}  # tied weights are read once
-    for kind, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
-        for name, tensor in sorted(named(remove_duplicate=False), key=lambda pair: pair[0]):
-            if id(tensor) not in known:
-                inside = hashlib.sha256()
-                for part in _parts(tensor):
-                    inside.update(contents(_dense(part)))
-                known[id(tensor)] = inside.hexdigest()
-            whole.update(f"{kind} {name} {tensor.dtype} {list(tensor.shape)} {known[id(tensor)]}\n".encode())
+    for kind, name, tensor in rows:
+        whole.update(f"{kind} {name} {tensor.dtype} {list(tensor.shape)} {inside[id(tensor)]}\n".encode())
     return whole.hexdigest()
 
 

@@ -80,6 +80,21 @@ def test_a_file_of_the_safetensors_library_is_read(path):
     assert same(load_file(path), {"a": torch.ones(3)})
 
 
+def test_bytes_in_memory_are_what_a_file_holds_and_are_not_copied(path):
+    tensors = to_tensors(artifact())
+    save_file(path, tensors)
+    data = memoryview(bytearray(files.to_bytes(tensors)))
+    assert bytes(data) == path.read_bytes()
+    found = files.from_bytes(data)
+    assert found.keys() == tensors.keys()
+    assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in tensors.items())
+    data[-1] ^= 1
+    assert any(not torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    for damaged in (data[:-1], data[:5], memoryview(b"\x05\0\0\0\0\0\0\0[1,2]"), memoryview(b"")):
+        with pytest.raises(InvalidFile):
+            files.from_bytes(damaged)
+
+
 def test_every_tensor_is_aligned_in_the_file(path):
     save_file(
         path, {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(2, dtype=torch.float64), "c": torch.ones(1)}

@@ -59,8 +59,7 @@ def save_file(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor])
             )
 
     def write(file: IO[bytes]) -> None:
-        # the largest elements first, so that each tensor is aligned where the file is mapped into memory
-        order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        order = _order(tensors)
         file.write(_header({name: tensors[name] for name in order}))
         for name in order:
             file.write(contents(tensors[name]))
@@ -138,6 +137,40 @@ def _sync_folder(folder: str) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """What :func:`save_file` writes."""
+    order = _order(tensors)
+    return b"".join([_header({name: tensors[name] for name in order}), *(contents(tensors[name]) for name in order)])
+
+
+def from_bytes(data: memoryview) -> dict[str, torch.Tensor]:
+    """The tensors in what :func:`to_bytes` made, which are where ``data`` is: it is not copied.
+
+    Raises:
+        InvalidFile: it made something else.
+    """
+    try:
+        begin = 8 + int.from_bytes(data[:8], "little")
+        entries = json.loads(bytes(data[8:begin]))
+        del entries["__metadata__"]
+        return {name: _view(data[begin:], **entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InvalidFile(f"These are no tensors that were saved ({_first_line(error)}).") from None
+
+
+def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:
+    kind = next(each for each, name in _DTYPES.items() if name == dtype)
+    begin, end = data_offsets
+    if begin == end:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(data[begin:end], dtype=kind).view(shape)
+
+
+def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The largest elements first, so that each tensor is aligned where the file is mapped into memory."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
