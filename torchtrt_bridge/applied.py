@@ -18,6 +18,7 @@ from .errors import PrecisionNotApplied
 from .fx_nodes import module_path, operator_name
 from .operator_classes import LOW
 from .precision import Precision
+from .precision_support import no_fp8_convolutions
 
 _MOST = 100  # layers that a report names
 _EIGHT_BITS = ("int8", "fp8")
@@ -173,6 +174,8 @@ def _reason(item: Any, asks: str) -> str:
         return f"TensorRT chose no {asks} kernel for this {kind}: there is none for its shape, its groups or that GPU"
     if item.hindrance:
         return item.hindrance
+    if asks == "fp8" and "convolution" in item.kind and (lost := no_fp8_convolutions()):
+        return lost
     if asks in _EIGHT_BITS:
         return (
             "it is not quantized (attentions, and the layers that make the results, are with"

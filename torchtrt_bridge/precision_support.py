@@ -49,6 +49,18 @@ def check_support(precision: Precision, place: Place) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def no_fp8_convolutions() -> str:
+    """Why convolutions are not to be in fp8 in plans of the TensorRT here; empty where they may, or there is none."""
+    from .trt.targets import installed
+
+    try:
+        bound = installed()
+    except BackendUnavailable:
+        return ""  # which each route has to say
+    lost = "leaves out the scales of fp8 convolutions, whose results are a thousand times too large then"
+    return f"TensorRT ({bound.name} {bound.version}) {lost}" if bound.loses_fp8_scales else ""
+
+
 def _capability(place: Place) -> tuple[int, int] | None:
     """That of the GPU which the result is for; None for a portable plan, and for a target of another name."""
     if place.target is None:

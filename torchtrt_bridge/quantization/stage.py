@@ -15,6 +15,7 @@ from ..capture import CapturedModel
 from ..errors import InvalidOption
 from ..fx_nodes import operator_name
 from ..precision import Precision
+from ..precision_support import no_fp8_convolutions
 from .calibrating import constant_in, digest, observe, quantizable
 from .calibration import Calibration
 from .foreign import normalized
@@ -22,7 +23,7 @@ from .formats import FORMATS, Format
 from .graph import is_quantized
 from .naming import tensor_names
 from .old_tables import batches_of, is_calibrator
-from .placement import Placement, placements
+from .placement import CONVOLUTIONS, Placement, placements
 from .settings import Quantization
 from .smoothing import smoothing
 from .writing import Writer, tensor_of
@@ -78,7 +79,8 @@ def quantize(
         calibration = _of_calibrator(captured, calibration, settings)
     else:
         calibration = observe(captured, calibration, select, settings.batches)
-    return _written(captured, precision, calibration, settings), precision
+    lost = no_fp8_convolutions() if place.needs_plan else ""
+    return _written(captured, precision, calibration, settings, lost), precision
 
 
 def _with_program(captured: CapturedModel, program: ExportedProgram) -> CapturedModel:
@@ -124,24 +126,30 @@ def _of_calibrator(captured: CapturedModel, calibrator: Any, settings: Quantizat
 
 
 def _written(
-    captured: CapturedModel, precision: Precision, calibration: Calibration, settings: Quantization
+    captured: CapturedModel, precision: Precision, calibration: Calibration, settings: Quantization, lost: str
 ) -> CapturedModel:
-    """``captured`` with the pairs that ``settings`` place, by the ranges of ``calibration``."""
+    """``captured`` with the pairs that ``settings`` place, by the ranges of ``calibration``; without those of fp8
+    convolutions, where ``lost`` says why they are not to be."""
     spelled = quantizable(captured.program)
     names = {node.name: name for node, name in tensor_names(spelled.graph, constant_in(spelled)).items()}
     program = spelled if settings.attention else fold_batch_norm(captured.program)
+    kept = [node for node in program.graph.nodes if lost and _in_fp8(node, precision)]
     chosen = placements(
         program.graph,
         constant_in(program),
         attention=settings.attention,
         last_layer=settings.last_layer,
-        wanted=lambda node: precision.of(node) in FORMATS,
+        wanted=lambda node: precision.of(node) in FORMATS and node not in kept,
     )
     if not chosen:
+        why = f" {lost}." if kept else ""
         raise InvalidOption(
             f"Nothing in the model is quantized to {precision.narrowest}: it has no convolution or linear layer besides"
-            " those that make its results, which are only with quantize=Quantization(last_layer=True)."
+            f" those that make its results, which are only with quantize=Quantization(last_layer=True).{why}"
         )
+    if kept:
+        note = f"convolutions that stay out of fp8: {len(kept)}. {lost}"
+        captured = dataclasses.replace(captured, notes=(*captured.notes, note))
     weights = {p.weight.name: tensor_of(program, p.weight.name) for p in chosen if p.weight is not None}
     divisors: dict[Node, torch.Tensor] = {}
     if settings.smooth:
@@ -162,6 +170,11 @@ def _written(
     for place in chosen:
         writer.quantize(place, FORMATS[precision.of(place.node)], amax, divisors)
     return _with_program(captured, writer.finish())
+
+
+def _in_fp8(node: Node, precision: Precision) -> bool:
+    """Whether ``node`` is a convolution that was asked to be in fp8."""
+    return node.op == "call_function" and operator_name(node) in CONVOLUTIONS and precision.of(node) == "fp8"
 
 
 def _weights_written(captured: CapturedModel, settings: Quantization) -> CapturedModel:
