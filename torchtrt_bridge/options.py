@@ -31,7 +31,8 @@ class BuildOptions:
         minimum_share: the least share of the matrix and convolution work that is to run in the precision that was asked
             for, 0 to 1; less is :class:`~torchtrt_bridge.errors.PrecisionNotApplied`.
         isolate: build in a child process, which takes half a second, and which a fault inside TensorRT ends instead of
-            this one. None does so for TensorRT for RTX, whose builder has ended processes, with a GPU and without.
+            this one. None does so for TensorRT for RTX, whose builder has ended processes, with a GPU and without, but
+            for weights that the disk at ``TMPDIR`` has no room for.
             Routes and converters that call Python functions of this process are built with here all the same, and
             Torch-TensorRT always in a process of its own.
         torch_tensorrt: further settings of the route ``"torch_tensorrt"``, by the names that its CompilationSettings

@@ -5,11 +5,13 @@ import dataclasses
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import networks
 import numpy as np
@@ -97,6 +99,18 @@ def test_with_a_gpu_it_is_too_unless_asked_not_to(monkeypatch):
     assert seen == [3] and len(started) == 1
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     assert build(mlp_request(target="sm89"), on_gpu=True, isolate=False).data.nbytes and len(started) == 1
+
+
+def test_with_a_gpu_weights_that_the_disk_has_no_room_for_stay_here(monkeypatch):
+    started = commands(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1 << 28))
+    model, weights = networks.without_weights(networks.mlp())
+    initializers = tuple(Initializer(n, w.ctypes.data, w.nbytes, owner=w) for n, w in weights.items())
+    request = Request(model, networks.mlp_profile(), initializers, target="sm89")
+    assert build(request, on_gpu=True).data.nbytes and not started
+    assert build(request, on_gpu=False).data.nbytes and len(started) == 1
 
 
 @pytest.mark.gpu

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import queue
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +33,9 @@ from .log import logger
 from .probe import require_a_builder_that_survives
 from .request import Crashed, Failure, HandwrittenFailed, NoGpu, NoKernel, Plan, Progress, Refused, Request
 
+#: Bytes of the disk that a build in a child leaves free.
+_SPARE = 256 * 2**20
+
 #: How long an interrupted build may take to end before the caller stops waiting for it.
 _PATIENCE_S = 1.5
 
@@ -46,9 +51,9 @@ def build(
 
     Args:
         progress: called on this thread with the phase's name and the fraction of the build that is done.
-        isolate: build in a child process; None does so where this TensorRT could end the process. What Python
-            functions do that cannot be handed to a child is done here; where there is no GPU, a child then shows that
-            the builder survives at all.
+        isolate: build in a child process; None does so where this TensorRT could end the process, and, with a GPU,
+            where the disk has room for the weights. What Python functions do that cannot be handed to a child is done
+            here; where there is no GPU, a child then shows that the builder survives at all.
         on_gpu: whether a GPU is here; None asks torch.
 
     Raises:
@@ -63,7 +68,9 @@ def build(
     with own_errors():
         request, bound = prepare(request, on_gpu)
         device = torch.cuda.current_device() if on_gpu else None
-        contained = bound.may_end_the_process if isolate is None else isolate
+        contained = isolate
+        if isolate is None:
+            contained = bound.may_end_the_process and (not on_gpu or _has_room(request))
         if contained and request.fill is None and (request.edit is None or request.edit.stays() is None):
             return build_in_child(request, bound, progress, device)
         if contained and not on_gpu:
@@ -104,6 +111,16 @@ def own_errors() -> Iterator[None]:
             HandwrittenFailed: ConverterFailed,
         }
         raise kinds.get(type(error), BuildFailed)(str(error)) from error
+
+
+def _has_room(request: Request) -> bool:
+    """Whether there is room for what goes to a child and comes from it: the weights, and a plan that holds them."""
+    folder = tempfile.gettempdir()
+    needed = 2 * sum(weight.nbytes for weight in request.initializers) + _SPARE
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        logger.info("built in this process: %d bytes are free in %s, and %d may be needed", free, folder, needed)
+    return free >= needed
 
 
 def _for_this_gpu(request: Request, bound: Flavor, on_gpu: bool) -> Request:

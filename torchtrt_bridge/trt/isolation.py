@@ -191,7 +191,7 @@ def crash(code: int, output: str) -> Crashed:
     if code == -signal.SIGKILL:
         advice = "The system probably ran out of memory: free some, or build a smaller model."
     elif code < 0:
-        advice = "This is a fault inside TensorRT; another version, another backend or a machine with a GPU may do."
+        advice = "This is a fault inside TensorRT; another version, backend or GPU may do."
     else:
         advice = "Its last lines follow."
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
