@@ -32,9 +32,8 @@ class BuildOptions:
             for, 0 to 1; less is :class:`~torchtrt_bridge.errors.PrecisionNotApplied`.
         isolate: build in a child process, which takes half a second, and which a fault inside TensorRT ends instead of
             this one. None does so for TensorRT for RTX, whose builder has ended processes, with a GPU and without, but
-            for weights that the disk at ``TMPDIR`` has no room for.
-            Routes and converters that call Python functions of this process are built with here all the same, and
-            Torch-TensorRT always in a process of its own.
+            for weights that the disk at ``TMPDIR`` has no room for. Routes and converters that call Python functions of
+            this process build here all the same, and Torch-TensorRT always in a process of its own.
         torch_tensorrt: further settings of the route ``"torch_tensorrt"``, by the names that its CompilationSettings
             has: ``{"decompose_attention": True}``. Those that are not a matter of how the plan is built are refused
             (see ``docs/routes.md``).

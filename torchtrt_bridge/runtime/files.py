@@ -161,7 +161,7 @@ def from_bytes(data: memoryview) -> dict[str, torch.Tensor]:
 
 
 def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:
-    kind = next(each for each, name in _DTYPES.items() if name == dtype)
+    kind = {name: each for each, name in _DTYPES.items()}[dtype]
     begin, end = data_offsets
     if begin == end:
         return torch.empty(shape, dtype=kind)
