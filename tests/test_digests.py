@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import torch
 
 from torchtrt_bridge.digests import _AT_ONCE, _CHUNK, TensorDigests, digest, digests
@@ -52,6 +54,31 @@ def test_a_tensor_is_read_once_and_again_when_it_was_written_to(monkeypatch):
         before = known.of([y])
         y += 1
         assert known.of([y]) != before
+
+
+def test_what_is_on_a_gpu_passes_through_a_buffer_and_has_the_same_digests(monkeypatch):
+    """With tensors on the CPU that say they are on a GPU; where the buffer cannot be had, they are read one by one."""
+    tensors = [
+        torch.arange(3 * 2**20, dtype=torch.float32).reshape(3, -1),  # three chunks
+        torch.arange(12.0).reshape(3, 4).t(),
+        torch.tensor([1 + 2j, 3j]).conj(),
+        torch.zeros(0),
+        torch.tensor(True),
+        *(torch.full((7,), index) for index in range(40)),
+    ]
+    expected = [digest(contents(tensor)) for tensor in tensors]
+    waited = []
+    stream = types.SimpleNamespace(synchronize=lambda: waited.append(1))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    assert TensorDigests().of(tensors) == expected and len(waited) == 3  # 46 chunks, 16 at once
+    waited.clear()
+    monkeypatch.setattr(torch, "empty", no_memory)
+    assert TensorDigests().of(tensors) == expected and not waited
+
+
+def no_memory(*args, **kwargs):
+    raise RuntimeError("CUDA error: out of memory")
 
 
 def test_no_later_tensor_is_taken_for_one_that_is_gone():
