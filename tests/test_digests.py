@@ -6,24 +6,25 @@ import types
 
 import torch
 
-from torchtrt_bridge.digests import _AT_ONCE, _CHUNK, TensorDigests, digest, digests
+from torchtrt_bridge.digests import _AT_ONCE, CHUNK, digest, digests
 from torchtrt_bridge.runtime.contents import contents
+from torchtrt_bridge.tensor_digests import TensorDigests
 
 
 def test_every_byte_the_length_and_the_order_count():
-    large = bytearray(2 * _CHUNK + 5)
-    seen = {digest(bytes(large)), digest(bytes(large[:-1])), digest(bytes(large[:_CHUNK])), digest(b""), digest(b"\0")}
-    for place in (0, _CHUNK - 1, _CHUNK, len(large) - 1):
+    large = bytearray(2 * CHUNK + 5)
+    seen = {digest(bytes(large)), digest(bytes(large[:-1])), digest(bytes(large[:CHUNK])), digest(b""), digest(b"\0")}
+    for place in (0, CHUNK - 1, CHUNK, len(large) - 1):
         large[place] = 1
         seen.add(digest(bytes(large)))
         large[place] = 0
-    seen.add(digest(b"a" * _CHUNK + b"b" * _CHUNK))
-    seen.add(digest(b"b" * _CHUNK + b"a" * _CHUNK))
+    seen.add(digest(b"a" * CHUNK + b"b" * CHUNK))
+    seen.add(digest(b"b" * CHUNK + b"a" * CHUNK))
     assert len(seen) == 11
 
 
 def test_company_changes_nothing():
-    given = [b"one", bytes(_CHUNK + 1), b"", bytes(3)]
+    given = [b"one", bytes(CHUNK + 1), b"", bytes(3)]
     assert list(digests(given)) == [digest(content) for content in given]
 
 
@@ -42,7 +43,7 @@ def test_what_is_hashed_is_asked_for_in_batches():
 
 def test_a_tensor_is_read_once_and_again_when_it_was_written_to(monkeypatch):
     read = []
-    monkeypatch.setattr("torchtrt_bridge.digests.contents", lambda t: read.append(t) or contents(t))
+    monkeypatch.setattr("torchtrt_bridge.tensor_digests.contents", lambda t: read.append(t) or contents(t))
     known, x = TensorDigests(), torch.arange(12.0).reshape(3, 4)
     first = known.of([x, x.detach(), x.t(), x[1:], x.view(torch.int32)])
     assert len(read) == 4 and len(set(first)) == 3  # as integers, the bytes are the same

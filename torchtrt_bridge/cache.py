@@ -27,8 +27,6 @@ import stat
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from .digests import digest
 from .errors import InvalidOption
 
@@ -225,6 +223,8 @@ def _digest(key: str, data: bytes | memoryview) -> bytes:
 
 
 def _read(name: str, folder: int) -> memoryview:
+    import numpy as np  # not with the module, which works without
+
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)

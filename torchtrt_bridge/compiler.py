@@ -18,7 +18,6 @@ from torch import nn
 from .asked import Options, ordinary_tensors, parse_device
 from .backends.base import Place
 from .capture import CapturedModel, capture
-from .digests import TensorDigests
 from .errors import ON_CPU, InvalidOption, RunsOnCPU, nearest
 from .fastest_precision import Criterion, fastest_precision
 from .finishing import Finish
@@ -32,6 +31,7 @@ from .quantization.settings import Quantization
 from .registry import Snapshot, converter
 from .runtime.module import TRTModule
 from .selection import convert_and_check
+from .tensor_digests import TensorDigests
 from .tracebacks import leaves_no_memory
 from .verify import Tolerance
 

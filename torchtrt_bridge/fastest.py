@@ -17,13 +17,13 @@ import torch
 from .backends.base import Artifact, Place
 from .cache import Cache
 from .capture import CapturedModel
-from .digests import TensorDigests
 from .errors import BridgeError, InvalidOption
 from .fingerprint import Indescribable, fingerprint
 from .progress import Stages
 from .racing import Lap, race
 from .runtime.files import from_bytes, to_bytes
 from .selection import Attempt, Attempts, candidates, in_parts, set_rows
+from .tensor_digests import TensorDigests
 
 if TYPE_CHECKING:
     from .options import BuildOptions

@@ -26,8 +26,9 @@ from .backends.base import Place
 from .capture import CapturedModel
 from .code_identity import identity
 from .converters import __file__ as _CONVERTERS
-from .digests import TensorDigests, digest
+from .digests import digest
 from .runtime.contents import contents
+from .tensor_digests import TensorDigests
 
 _PACKAGES = (
     "torch numpy onnx onnx-ir onnxscript onnxruntime onnxruntime-gpu tensorrt tensorrt-cu12 tensorrt-cu13 tensorrt-rtx"

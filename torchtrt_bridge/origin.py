@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .attributes import checked, collect
-from .digests import TensorDigests
 from .errors import InvalidFile
 from .structure import Node
+from .tensor_digests import TensorDigests
 
 
 @dataclasses.dataclass(frozen=True)
