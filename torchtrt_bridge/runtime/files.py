@@ -58,13 +58,7 @@ def save_file(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor])
                 " convert that buffer of the model."
             )
 
-    def write(file: IO[bytes]) -> None:
-        order = _order(tensors)
-        file.write(_header({name: tensors[name] for name in order}))
-        for name in order:
-            file.write(contents(tensors[name]))
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: file.writelines(_pieces(tensors)))
 
 
 def load_file(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -141,8 +135,7 @@ def _sync_folder(folder: str) -> None:
 
 def to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """What :func:`save_file` writes."""
-    order = _order(tensors)
-    return b"".join([_header({name: tensors[name] for name in order}), *(contents(tensors[name]) for name in order)])
+    return b"".join(_pieces(tensors))
 
 
 def from_bytes(data: memoryview) -> dict[str, torch.Tensor]:
@@ -168,9 +161,12 @@ def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int
     return torch.frombuffer(data[begin:end], dtype=kind).view(shape)
 
 
-def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The largest elements first, so that each tensor is aligned where the file is mapped into memory."""
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """What a file of ``tensors`` holds, one tensor's bytes at a time: the largest elements first, so that each tensor
+    is aligned where the file is mapped into memory."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    yield _header({name: tensors[name] for name in order})
+    yield from (contents(tensors[name]) for name in order)
 
 
 def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
