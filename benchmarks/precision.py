@@ -12,14 +12,12 @@ graph, eager's too where torch can capture it; errors are against eager in fp32 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ import torch
 from models import MODELS, make
 from rich.console import Console
 from rich.table import Table
+from turns import turn
 
 import torchtrt_bridge as ttb
 
@@ -136,17 +135,6 @@ def difference(expected: Any, actual: Any) -> float:
     """The largest relative L2 error of a result; NaN where a number is not finite and eager's is."""
     errors = [((a - b).norm() / a.norm()).item() for a, b in zip(tensors(expected), tensors(actual))]
     return max(errors, key=lambda value: float("inf") if value != value else value)
-
-
-@contextlib.contextmanager
-def turn(lock: Path | None) -> Iterator[None]:
-    """One process at a time measures, of those that name the same file."""
-    if lock is None:
-        yield
-        return
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @torch.no_grad()

@@ -11,15 +11,12 @@ With ``--auto``, ``backend="auto"`` is compiled too. DIR gets ``routes.json`` an
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +75,7 @@ def one(name: str, precision: str, folder: Path, options: argparse.Namespace) ->
     """One model in one precision: compiled every way, saved, checked."""
     import models
     import torch
+    from turns import turn
 
     import torchtrt_bridge as ttb
     from torchtrt_bridge import fastest, measuring
@@ -110,30 +108,22 @@ def one(name: str, precision: str, folder: Path, options: argparse.Namespace) ->
         return module
 
     def alone(*args: Any, **kwargs: Any) -> Any:
-        with turn(folder):
+        with turn(folder / "lock"):
             return measure(*args, **kwargs)
 
     fastest.Attempts.make, fastest.measure = make_and_save, alone  # type: ignore[method-assign]
     row["fastest"] = compiled("fastest")
-    with turn(folder):
+    with turn(folder / "lock"):
         row["again"] = compiled("fastest")
     if options.auto:
         row["auto"] = compiled("auto")
         (work / "auto.pth").unlink(missing_ok=True)
     if "error" not in row["fastest"]:
-        with turn(folder):
+        with turn(folder / "lock"):
             command = [sys.executable, str(HERE / "check_fastest.py"), str(work)]
             checked = subprocess.run(command, capture_output=True, text=True)
         row["check"] = json.loads(checked.stdout) if checked.returncode == 0 else {"error": checked.stderr[-2000:]}
     (folder / f"{slug}.json").write_text(json.dumps(row))
-
-
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """One process at a time measures."""
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def table(rows: list[dict[str, Any]]) -> str:
