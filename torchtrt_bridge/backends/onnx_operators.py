@@ -46,9 +46,7 @@ def _form_of(node: Node) -> Callable[..., Any] | None:
         dims = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
         changes = node.meta["val"].ndim == node.args[0].meta["val"].ndim - len(dims)  # type: ignore[union-attr]
         return None if changes else _SQUEEZES[node.target]
-    if node.target is aten.grid_sampler.default:
-        return _sample_grid
-    return LOSSES.get(node.target) or form_of(node)
+    return _ALWAYS.get(node.target) or form_of(node)
 
 
 def _squeeze(x: torch.Tensor, dims: list[int]) -> torch.Tensor:
@@ -67,4 +65,5 @@ _NOT_IN_BF16 = {
     aten.hardswish.default: lambda x: x * torch.clamp(x + 3, 0, 6) / 6,
     aten.hardsigmoid.default: lambda x: torch.clamp(x + 3, 0, 6) / 6,
 }
+_ALWAYS = {**LOSSES, aten.grid_sampler.default: _sample_grid}
 _SQUEEZES = {aten.squeeze.dim: lambda x, dim: _squeeze(x, [dim]), aten.squeeze.dims: _squeeze}
