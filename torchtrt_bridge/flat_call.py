@@ -17,7 +17,13 @@ class FlatCall:
     """One call of the model, as flat tensors and the structure around them."""
 
     def __init__(self, model: nn.Module, inputs: Any):
-        args, kwargs = _arguments(inputs)
+        given = as_call(inputs)
+        if given is None:
+            raise InvalidInput(
+                f"inputs is a {type(inputs).__name__}; it must be a tensor, a tuple of positional arguments or a dict"
+                " of keyword arguments, as the model would be called with."
+            )
+        args, kwargs = given
         self.signature = inspect.signature(model.forward)
         try:
             self.bound = self.signature.bind(*args, **kwargs)
@@ -55,17 +61,16 @@ class FlatCall:
         return model(*bound.args, **bound.kwargs)
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Positional and keyword arguments: a tensor, a tuple or list of arguments, or a dict of them by name; None for
+    anything else."""
     if isinstance(inputs, torch.Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
         return (), {str(name): value for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
-    raise InvalidInput(
-        f"inputs is a {type(inputs).__name__}; it must be a tensor, a tuple of positional arguments or a dict of"
-        " keyword arguments, as the model would be called with."
-    )
+    return None
 
 
 class FlatResult:

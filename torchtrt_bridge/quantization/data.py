@@ -10,6 +10,7 @@ import torch
 
 from ..capture import CapturedModel
 from ..errors import InvalidInput, InvalidOption
+from ..flat_call import as_call
 from ..runtime.contents import contents
 from ..signature import TensorSpec
 
@@ -67,7 +68,12 @@ class Batches:
         """``item`` as one or more lists of tensors of sizes that the model takes."""
         item = self._select(item, where)
         self._check_keys(item, where)
-        args, kwargs = _as_call(item, where)
+        given = as_call(item)
+        if given is None:
+            raise InvalidInput(
+                f"{where} is a {type(item).__name__}: tensors, tuples of arguments and dicts of them can be."
+            )
+        args, kwargs = given
         try:
             tensors = self._captured.signature.bind(args, kwargs)
         except InvalidInput as error:
@@ -138,16 +144,6 @@ def _iterable(data: Any, size: int) -> Iterable[Any]:
 def _usual_size(captured: CapturedModel) -> int:
     first = captured.inputs[0]
     return first.shape[0] if first.ndim else 1
-
-
-def _as_call(item: Any, where: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(item, torch.Tensor):
-        return (item,), {}
-    if isinstance(item, Mapping):
-        return (), {str(name): value for name, value in item.items()}
-    if isinstance(item, (tuple, list)):
-        return tuple(item), {}
-    raise InvalidInput(f"{where} is a {type(item).__name__}: tensors, tuples of arguments and dicts of them can be.")
 
 
 def _fitting(
