@@ -288,6 +288,22 @@ def test_ctrl_c_ends_a_build_within_two_seconds(large, isolate, delay):
                 assert not thread.is_alive()
 
 
+def test_ctrl_c_while_the_child_is_being_started_leaves_no_child(temporary, monkeypatch):
+    """It is there, and ``Popen`` has not returned it: what the stop button of a notebook met on a busy machine."""
+    popen, began = subprocess.Popen, []
+
+    def interrupted(*args, **settings):
+        began.append(popen(*args, **settings))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return began[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(mlp_request(), isolate=True)
+    assert began[0].returncode == -signal.SIGKILL and not pathlib.Path(f"/proc/{began[0].pid}").exists()
+
+
 def dies_by(code: str):
     return lambda folder: [sys.executable, "-c", f"import os, sys, signal; {code}", str(folder)]
 

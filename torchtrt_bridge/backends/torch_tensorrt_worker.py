@@ -17,7 +17,6 @@ import logging
 import os
 import pathlib
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from ..errors import BuildCrashed, BuildFailed, ConversionFailed
 from ..trt.flavor import Flavor
 from ..trt.isolation import crash, environment, pump
 from ..trt.log import logger
+from ..trt.processes import end, start
 from .base import StoredProgram
 
 _START = """
@@ -129,14 +129,12 @@ class Process:
         self._output = tempfile.TemporaryFile(prefix="torchtrt_bridge-")  # noqa: SIM115
         package = str(pathlib.Path(__file__).parents[2])
         path = [os.path.abspath(entry) for entry in (*sys.path, package) if isinstance(entry, str)]
-        # A session of its own: a terminal's Ctrl-C reaches the caller alone, which then ends the child's whole group.
-        self._child = subprocess.Popen(
+        self._child = start(
             [sys.executable, "-I", "-c", _START, json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
             env=environment,
-            start_new_session=True,
         )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(
@@ -180,13 +178,8 @@ class Process:
     def close(self) -> None:
         if os.getpid() != self._pid:
             return  # a fork of the caller: the process is not ours to end
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout, self._output):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        end(self._child)
+        self._output.close()
 
     def _said(self) -> str:
         self._output.seek(0)

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from .flavor import VARIABLE, Flavor
 from .log import logger
+from .processes import end, start
 from .request import Crashed, Failure, Plan, Progress, Request
 from .work import Work
 
@@ -128,30 +129,14 @@ def _running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The child, for as long as this block lasts; it is killed however the block ends."""
     with open(folder / "output.txt", "wb") as output:
-        # A session of its own: a terminal's Ctrl-C reaches the caller alone, which then kills the child's whole group.
         try:
-            process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
+            process = start(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, env=environment)
         except OSError as error:
             raise Failure(f"The build process ({arguments[0]!r}) could not be started: {error}.") from error
     try:
         yield process
     finally:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
-        for stream in process.stdin, process.stdout:
-            if stream is not None:
-                stream.close()
+        end(process)
 
 
 def _events(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
