@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .interrupts import none_lost
+
 
 class Stages:
-    """``with stages("building") as progress:`` times a stage and shows it; ``progress(phase, fraction)`` refines it.
+    """``with stages("building") as progress:`` times a stage and shows it; ``progress(phase, fraction)`` refines it. An
+    interrupt ends the stage, at its end where Python loses it.
 
     Nothing is shown where stderr is neither a terminal nor a notebook.
     """
@@ -46,7 +49,8 @@ class Stages:
         if self._status is not None:
             self._status.update(name)
         try:
-            yield progress
+            with none_lost():
+                yield progress
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 

@@ -267,5 +267,5 @@ def test_the_stop_button_ends_a_capture(kernel: Kernel) -> None:
     time.sleep(1)
     kernel.interrupt()
     cell = kernel.finish()
-    assert cell.stdout == "begun\n" and cell.error == "KeyboardInterrupt"
+    assert (cell.stdout, cell.error) == ("begun\n", "KeyboardInterrupt"), cell.stderr
     assert usable(kernel)
