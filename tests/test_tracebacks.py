@@ -7,6 +7,7 @@ import gc
 import importlib
 import pickle
 import traceback
+import types
 import weakref
 
 import pytest
@@ -90,6 +91,20 @@ def test_the_frames_of_causes_are_emptied_too():
         for name in frame.f_locals
     ]
     assert isinstance(caught.value.__cause__, RuntimeError) and "secret" not in names
+
+
+def test_frames_without_a_line_number_are_left_out(monkeypatch):
+    """An interrupt may meet a frame before its first line; IPython then fails to show the exception."""
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    lineless = types.FunctionType(stopped.__code__.replace(co_linetable=b""), {})
+    monkeypatch.setattr(compiler, "capture", lambda *args, **kwargs: lineless())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        ttb.compile(nn.Linear(3, 4).eval(), torch.randn(2, 3))
+    frames = [(frame.f_code.co_name, line) for frame, line in traceback.walk_tb(caught.value.__traceback__)]
+    assert all(line is not None for _, line in frames) and frames[-1][0] == "<lambda>"
 
 
 def test_an_exception_that_the_caller_handles_keeps_its_variables():

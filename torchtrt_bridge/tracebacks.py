@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -42,6 +43,7 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
                 if id(each) in handled:
                     continue
                 traceback.clear_frames(each.__traceback__)
+                _drop_lineless(each.__traceback__)
             del args, kwargs  # this frame is in the traceback as well
             raise
         finally:
@@ -49,6 +51,15 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
                 gc.collect()  # graphs refer to themselves, and hold weights: on a GPU that cannot wait
 
     return wrapper
+
+
+def _drop_lineless(trace: TracebackType | None) -> None:
+    """Take out the entries below the first that have no line number (-1 in Python 3.10), as where an interrupt met a generator
+    that was about to start in 3.11. IPython cannot format an exception with one, and shows none at all."""
+    while trace is not None:
+        while trace.tb_next is not None and trace.tb_next.tb_lineno in (None, -1):
+            trace.tb_next = trace.tb_next.tb_next
+        trace = trace.tb_next
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
