@@ -54,8 +54,8 @@ def leaves_no_memory(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _drop_lineless(trace: TracebackType | None) -> None:
-    """Take out the entries below the first that have no line number (-1 in Python 3.10), as where an interrupt met a generator
-    that was about to start in 3.11. IPython cannot format an exception with one, and shows none at all."""
+    """Take out the entries below the first that have no line number (-1 in Python 3.10), as where an interrupt met a
+    generator that was about to start. IPython cannot format an exception with such a frame, and shows none at all."""
     while trace is not None:
         while trace.tb_next is not None and trace.tb_next.tb_lineno in (None, -1):
             trace.tb_next = trace.tb_next.tb_next
