@@ -137,9 +137,12 @@ class Process:
             env=environment,
         )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(
-            target=pump, args=(self._child.stdout, self._lines), name="torchtrt_bridge-torch_tensorrt", daemon=True
-        ).start()
+        pumping = (self._child.stdout, self._lines)
+        try:
+            threading.Thread(target=pump, args=pumping, name="torchtrt_bridge-torch_tensorrt", daemon=True).start()
+        except BaseException:  # Ctrl-C: nobody holds this object yet, to close it
+            self.close()
+            raise
 
     def is_alive(self) -> bool:
         return self._child.poll() is None
