@@ -57,6 +57,43 @@ def test_it_comes_before_an_error_that_it_may_have_caused() -> None:
         raise ValueError("of its own")
 
 
+def test_an_import_comes_to_its_end_first(tmp_path, monkeypatch) -> None:
+    (tmp_path / "half_way_in.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "until = time.monotonic() + 0.2\n"
+        "while time.monotonic() < until:\n"
+        "    pass\n"
+        "whole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    went_on = []
+    with pytest.raises(KeyboardInterrupt), none_lost():
+        import half_way_in
+
+        time.sleep(30)
+        went_on.append(half_way_in)
+    import half_way_in
+
+    assert half_way_in.whole and not went_on
+    time.sleep(0.2)  # no second interrupt follows
+
+
+def test_a_module_that_compiles_when_it_is_imported_is_interrupted(tmp_path, monkeypatch) -> None:
+    (tmp_path / "compiles.py").write_text(
+        "import os, signal, time\n"
+        "from torchtrt_bridge.interrupts import none_lost\n"
+        "with none_lost():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        import compiles  # noqa: F401
+    assert time.monotonic() - began < 10
+
+
 def test_somebody_elses_handler_stays() -> None:
     seen: list[int] = []
     handler = lambda number, frame: seen.append(number)  # noqa: E731
