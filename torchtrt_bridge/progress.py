@@ -13,7 +13,7 @@ from .interrupts import none_lost
 
 class Stages:
     """``with stages("building") as progress:`` times a stage and shows it; ``progress(phase, fraction)`` refines it. An
-    interrupt ends the stage, at its end where Python loses it.
+    interrupt ends the stage; see :func:`.interrupts.none_lost`.
 
     Nothing is shown where stderr is neither a terminal nor a notebook.
     """
